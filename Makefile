@@ -1,0 +1,67 @@
+# relayd: `make demo` shows it, `make test` proves it, `make check` is the quick part.
+# Everything sets itself up: the virtual environment comes and goes with setup.cfg.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+# The environment of a proxy or a test machine must not reach the product (http.trust_env is off).
+unexport REQUESTS_CA_BUNDLE CURL_CA_BUNDLE SSL_CERT_FILE SSL_CERT_DIR
+
+.PHONY: help setup demo run test check fmt fmt-check lint types arch unit cover bench clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+setup: .venv/.stamp  ## make .venv with .venv/bin/relayd
+
+.venv/.stamp: setup.cfg pyproject.toml
+	@sh tools/venv.sh $(PYTHON)
+	@touch $@
+
+demo: setup  ## send three devices' mail through a sandbox Microsoft 365, show it, stop
+	@$(BIN)/python tools/demo.py
+
+LISTEN ?= 127.0.0.1
+NETWORK ?=
+
+run: setup  ## the same, but stay up for your own devices (LISTEN=0.0.0.0 NETWORK=192.168.1.0/24)
+	@$(BIN)/python tools/demo.py --stay --listen $(LISTEN) $(addprefix --network ,$(NETWORK))
+
+check: fmt-check lint types arch unit  ## under a minute: format, lint, types, walls, unit tests
+
+fmt: setup  ## rewrite in the one format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+fmt-check: setup
+	$(BIN)/ruff format --check .
+
+lint: setup
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy
+
+arch: setup
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/arch
+
+unit: setup
+	$(BIN)/python -m pytest -q -m "not slow" tests/unit tests/store tests/test_dialogs.py
+
+test: setup  ## everything: installs the foreign clients it may, runs all tests
+	@sh tools/clients.sh
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+cover: setup  ## coverage of each module by its own tests
+	$(BIN)/python -m coverage run -m pytest -q tests/unit tests/store tests/test_dialogs.py
+	$(BIN)/python -m coverage report
+
+bench: setup  ## measure against Postfix, aiosmtpd and a bare loop, side by side
+	@sh tools/clients.sh bench
+	$(BIN)/python -m bench
+
+clean:  ## remove what was made
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""A Unix-socket request channel, ignorant of what it carries."""

@@ -1,0 +1,279 @@
+"""Everything `run` would trip over, found before it runs: the whole check of a configuration.
+
+    Checked = check("/etc/relayd/relayd.toml")
+
+The loader judges keys and values; here the host is looked at (folders, file systems, room,
+certificates) and each room is asked for its `problems(config)` and `warnings(config)`. Nothing is
+changed and nothing outside this host is asked. A problem reads
+`file:line: [table] key: what is wrong; what to do`.
+
+The master forks a child for this (`run_checker`), so that it never imports what the rooms need.
+
+Source: unix(7) (length of a socket's path), proc_pid_mountinfo(5), sysexits.h
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pwd
+import re
+import stat
+import traceback
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from relayd.config import codec, load, units, whole
+from relayd.config.model import Config
+from relayd.config.places import Path
+from relayd.config.read import Problem, Tree
+from relayd.errors import ConfigError
+
+ROOMS: Final = ("relayd.net.tls", "relayd.access.plan")
+"""Rooms with `problems(config) -> list[str]`, or `warnings(config) -> list[str]`, or both."""
+
+SERVICE_USER: Final = "relayd"
+LONGEST_SOCKET_PATH: Final = 107
+_NETWORKED: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "9p"})
+_PASSING: Final = frozenset({"tmpfs", "ramfs"})
+_FEW_INODES: Final = 0.01
+_OCTAL: Final = re.compile(r"\\([0-7]{3})")
+_SHORT_FORM: Final = re.compile(r"\[(device|user|listener)\.([^\]]+)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A configuration that can be run with, and what its owner should know of it."""
+
+    config: Config
+    warnings: list[str]
+
+
+class Host:
+    """What is asked of this machine; tests give their own."""
+
+    def is_root(self) -> bool:
+        """Say whether this process may write everywhere."""
+        return os.geteuid() == 0
+
+    def may_write(self, folder: str) -> bool:
+        """Say whether this process may make files in `folder`."""
+        return os.access(folder, os.W_OK | os.X_OK, effective_ids=True)
+
+    def service_may_write(self, folder: str) -> bool | None:
+        """Say the same of the service's user, by owner and mode; None without such a user."""
+        try:
+            user = pwd.getpwnam(SERVICE_USER)
+            status = os.stat(folder)
+        except (KeyError, OSError):
+            return None
+        groups = os.getgrouplist(SERVICE_USER, user.pw_gid)
+        return mode_allows(status, uid=user.pw_uid, groups=groups)
+
+    def file_system(self, path: str) -> str:
+        """Return the kind of file system `path` is or would be on; "" when not told."""
+        try:
+            with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+                return kind_of_mount(os.path.realpath(_existing(path)), file.read())
+        except OSError:
+            return ""
+
+    def room(self, folder: str) -> Room:
+        """Return how much the file system of `folder` takes."""
+        found = os.statvfs(folder)
+        inodes = found.f_favail / found.f_files if found.f_files else 1.0
+        return Room(found.f_bavail * found.f_frsize, inodes)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """free: octets this user may still write; inodes: part of them free, 1 when not counted."""
+
+    free: int
+    inodes: float
+
+
+THIS_HOST: Final = Host()
+
+
+def check(path: str, host: Host = THIS_HOST) -> Checked:
+    """Return the configuration in `path`, checked against this host.
+
+    raises: ConfigError - all problems.
+    """
+    loaded = load.examine(path)
+    config, tree = loaded.config, loaded.tree
+    problems = [tree.word(each) for each in _host_problems(config, host)]
+    warnings = [tree.word(each) for each in _host_warnings(config, host)]
+    for name in ROOMS:
+        room = importlib.import_module(name)
+        problems += [_placed(tree, text) for text in _asked(room, "problems", config)]
+        warnings += [_placed(tree, text) for text in _asked(room, "warnings", config)]
+    if problems:
+        raise ConfigError(problems)
+    return Checked(config, loaded.warnings + warnings)
+
+
+def run_checker(path: str, out_fd: int) -> int:
+    """Check, and write the verdict to `out_fd` as one JSON object; for the master's child.
+
+    {"ok": bool, "config": the codec's object or null, "problems": […], "warnings": […]}
+    returns: the exit status, 0 or 78.
+    """
+    verdict: dict[str, object] = {"ok": False, "config": None, "problems": [], "warnings": []}
+    try:
+        checked = check(path)
+    except ConfigError as wrong:
+        verdict["problems"] = wrong.problems
+    except Exception as bug:  # noqa: BLE001  # the master waits for a verdict, not for a traceback
+        traceback.print_exc()
+        verdict["problems"] = [
+            f"{path}: the check itself failed ({type(bug).__name__}); the traceback is in the log"
+        ]
+    else:
+        config = json.loads(codec.dumps(checked.config))
+        verdict |= {"ok": True, "config": config, "warnings": checked.warnings}
+    octets = json.dumps(verdict).encode()
+    while octets:
+        octets = octets[os.write(out_fd, octets) :]
+    return os.EX_OK if verdict["ok"] else os.EX_CONFIG
+
+
+def _asked(room: object, question: str, config: Config) -> list[str]:
+    answer = getattr(room, question, None)
+    return list(answer(config)) if answer is not None else []
+
+
+def _placed(tree: Tree, text: str) -> str:
+    """Return a room's `[table] key: …` with file and line in front, as far as they are known."""
+    wanted = _SHORT_FORM.sub(r'[[\1]] "\2"', text)
+    found: Path = ()
+    for path in tree.places:
+        where = tree.where(path)
+        if wanted.startswith((f"{where}:", f"{where} ")) and len(where) > len(tree.where(found)):
+            found = path
+    return f"{tree.place(found)}: {text}"
+
+
+def _host_problems(config: Config, host: Host) -> Iterator[Problem]:
+    yield from _folder_problems(config, host)
+    for name in ("control.sock", "cache.sock"):
+        path = os.path.join(config.server.runtime_dir, name)
+        if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+            text = (
+                f"{path} is longer than the {LONGEST_SOCKET_PATH} octets a socket's path may have; "
+                "choose a shorter folder"
+            )
+            yield Problem(("server", "runtime_dir"), text)
+    kind = host.file_system(spool_folder(config))
+    if kind in _NETWORKED or kind.startswith("fuse.ssh"):
+        text = f"lies on {kind}, where SQLite can lose mail; choose a folder on a local disk"
+        yield Problem(("spool", "url"), text)
+    yield from _ca_problems(config)
+
+
+def _ca_problems(config: Config) -> Iterator[Problem]:
+    files: list[tuple[Path, str]] = [(("http", "ca_file"), config.http.ca_file)]
+    files += [(("cloud", each.name, "ca_file"), each.ca_file) for each in config.cloud]
+    for path, file in files:
+        if not file:
+            continue
+        try:
+            with open(file, "rb") as opened:
+                is_pem = b"-----BEGIN CERTIFICATE-----" in opened.read(4_194_304)
+        except OSError as trouble:
+            yield Problem(path, f"{file} cannot be read ({trouble.strerror}); name a PEM file")
+        else:
+            if not is_pem:
+                yield Problem(path, f"{file} holds no certificate; name a PEM file")
+
+
+def _folders(config: Config) -> list[tuple[Path, str]]:
+    folders: list[tuple[Path, str]] = [
+        (("server", "runtime_dir"), config.server.runtime_dir),
+        (("server", "state_dir"), config.server.state_dir),
+        (("spool", "url"), spool_folder(config)),
+    ]
+    if config.log.file:
+        folders.append((("log", "file"), os.path.dirname(config.log.file)))
+    return folders
+
+
+def _folder_problems(config: Config, host: Host) -> Iterator[Problem]:
+    """Find folders that neither this user nor the service's could use or make."""
+    for path, folder in _folders(config):
+        there = _existing(folder)
+        if not os.path.isdir(there):
+            yield Problem(path, f"{there} is no folder; choose another or move the file away")
+        elif not host.may_write(there) and not host.service_may_write(there):
+            text = f"{there} is not writable for uid {os.geteuid()}; chown it, or choose another"
+            yield Problem(path, text)
+
+
+def _host_warnings(config: Config, host: Host) -> Iterator[Problem]:
+    for path, folder in _folders(config):
+        is_there = os.path.isdir(folder) and host.is_root()
+        if is_there and host.service_may_write(folder) is False:
+            text = f"not writable for user {SERVICE_USER}; chown {SERVICE_USER} {folder}"
+            yield Problem(path, text)
+    kind = host.file_system(spool_folder(config))
+    if kind in _PASSING:
+        text = f"lies on {kind}: accepted mail does not survive a restart of this host"
+        yield Problem(("spool", "url"), text)
+    yield from _room_warnings(config, host)
+    if not os.path.exists(os.path.join(config.server.state_dir, "users.toml")):
+        yield from whole.nobody_may_send(config)
+    if config.admin != Config().admin:
+        yield Problem(("admin",), "nothing listens there yet: the metrics page comes later")
+
+
+def _room_warnings(config: Config, host: Host) -> Iterator[Problem]:
+    folder = _existing(spool_folder(config))
+    room = host.room(folder)
+    wanted = config.limits.min_free_disk + config.limits.max_message_size * 3 // 2
+    if room.free < wanted:
+        text = (
+            f"{units.show_octets(room.free)} are free in {folder}, less than the "
+            f"{units.show_octets(wanted)} wanted: mail is refused with 452; make room"
+        )
+        yield Problem(("spool", "url"), text)
+    if room.inodes < _FEW_INODES:
+        yield Problem(("spool", "url"), f"hardly any inodes are free in {folder}; make room")
+
+
+def spool_folder(config: Config) -> str:
+    """Return the folder the spool's database lies in."""
+    return os.path.dirname(config.spool.url.removeprefix("sqlite://"))
+
+
+def _existing(path: str) -> str:
+    """Return `path`, or the nearest folder above it that is there."""
+    path = os.path.abspath(path)
+    while path != "/" and not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def mode_allows(status: os.stat_result, *, uid: int, groups: Container[int]) -> bool:
+    """Say whether owner, group and mode let a user make files in a folder."""
+    if status.st_uid == uid:
+        wanted = stat.S_IWUSR | stat.S_IXUSR
+    elif status.st_gid in groups:
+        wanted = stat.S_IWGRP | stat.S_IXGRP
+    else:
+        wanted = stat.S_IWOTH | stat.S_IXOTH
+    return status.st_mode & wanted == wanted
+
+
+def kind_of_mount(path: str, mountinfo: str) -> str:
+    """Return the kind of file system a real path lies on, from /proc/self/mountinfo."""
+    best, kind = "", ""
+    for line in mountinfo.splitlines():
+        fields = line.split(" ")
+        point = _OCTAL.sub(lambda code: chr(int(code[1], 8)), fields[4])
+        is_above = point in {"/", path} or path.startswith(point + "/")
+        if is_above and len(point) >= len(best):  # a later mount covers an earlier one
+            best, kind = point, fields[fields.index("-") + 1]
+    return kind

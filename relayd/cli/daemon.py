@@ -1,0 +1,439 @@
+"""run, check, status, reload, stop, version: the daemon itself, from the command line.
+
+All but `run` and `check` only talk to control.sock, so they start fast and work for members
+of group relayd-admin, who need not be able to read the configuration. A configuration that is
+broken, or not readable, must not blind them: they look in the default runtime_dir and say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from relayd import __version__
+from relayd.cli import main as command_line
+from relayd.cli import terminal
+from relayd.config.model import Server
+from relayd.master import client
+from relayd.master.client import NotRunning
+from relayd.master.frames import Frame, Json
+
+ANSWER_WITHIN_S: Final = 10.0
+RELOAD_WITHIN_S: Final = 600.0
+STOP_WITHIN_S: Final = 900.0
+_WATCH_EVERY_S: Final = 2.0
+_SILENT_S: Final = 10.0
+
+
+def ask(
+    options: argparse.Namespace, request: Frame, *, timeout_s: float = ANSWER_WITHIN_S
+) -> Frame:
+    """Ask the running relay, whoever of its processes answers; returns the reply's "result".
+
+    Prints why and exits when it is not running (69), or refuses (the exit code it names).
+    """
+    reply = _reply(options, request, timeout_s)
+    if reply.get("ok") is not True:
+        raise SystemExit(_refusal(reply))
+    result = reply.get("result")
+    return result if isinstance(result, Mapping) else {}
+
+
+def ask_each(
+    options: argparse.Namespace, request: Frame, *, timeout_s: float = ANSWER_WITHIN_S
+) -> Iterator[Frame]:
+    """Ask and yield the "result" of each reply, for answers that come in several frames.
+
+    timeout_s: for each of them.
+    """
+    path = control_path(options.config)
+    try:
+        for reply in client.stream(path, request, timeout_s=timeout_s, is_each=True):
+            if reply.get("ok") is not True:
+                raise SystemExit(_refusal(reply))
+            result = reply.get("result")
+            yield result if isinstance(result, Mapping) else {}
+    except NotRunning as error:
+        raise SystemExit(not_running(error)) from error
+
+
+def control_path(config: str) -> str:
+    """Return where control.sock should be; says so when the configuration could not be read."""
+    runtime_dir, trouble = runtime_dir_of(config)
+    if trouble:
+        terminal.complain(f"{trouble}; looking in {runtime_dir}")
+    return os.path.join(runtime_dir, client.CONTROL_SOCKET)
+
+
+def runtime_dir_of(config: str) -> tuple[str, str]:
+    """Return [server] runtime_dir, and what kept us from reading it ("" if nothing)."""
+    return setting_of(config, "server", "runtime_dir", Server().runtime_dir)
+
+
+def setting_of(config: str, table: str, key: str, default: str) -> tuple[str, str]:
+    """Return one text of the configuration, and what kept us from reading it ("" if nothing).
+
+    Reads no more of the configuration than this one key, so that nothing else in it matters.
+    """
+    import tomllib  # noqa: PLC0415  the master shares this program and must not import it
+
+    found = default
+    trouble = ""
+    for path in _files(config):
+        try:
+            with open(path, "rb") as stream:
+                members = tomllib.load(stream).get(table, {})
+        except PermissionError:
+            continue  # an operator need not be able to read secrets
+        except OSError as error:
+            trouble = f"{path}: {error.strerror}"
+        except ValueError as error:
+            trouble = f"{path}: {error}"
+        else:
+            value = members.get(key, found) if isinstance(members, dict) else found
+            found = value if isinstance(value, str) and value else found
+    return found, trouble
+
+
+def _files(config: str) -> list[str]:
+    folder = os.path.join(os.path.dirname(config), "conf.d")
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".toml"))
+    except OSError:
+        names = []
+    return [config, *(os.path.join(folder, name) for name in names)]
+
+
+def _reply(options: argparse.Namespace, request: Frame, timeout_s: float) -> dict[str, Json]:
+    try:
+        return client.ask(control_path(options.config), request, timeout_s=timeout_s)
+    except NotRunning as error:
+        raise SystemExit(not_running(error)) from error
+
+
+def _refusal(reply: Mapping[str, Json]) -> int:
+    """Print a refusal and return the exit code it names."""
+    terminal.complain(str(reply.get("error", "refused")))
+    for problem in _list(reply.get("problems")):
+        print(f"  {terminal.safe(str(problem))}", file=sys.stderr)
+    return _exit_code(reply)
+
+
+def not_running(error: NotRunning) -> int:
+    """Say that nobody answers, how to start it, and where its last words are."""
+    if not error.permitted:
+        terminal.complain(
+            f"{error}: only root, the relay's own user and group relayd-admin may ask"
+        )
+        return command_line.UNAVAILABLE
+    terminal.complain(f"relayd is not running ({error})")
+    print(
+        "  start it:            systemctl start relayd\n"
+        "  why it stopped:      journalctl -u relayd -n 30\n"
+        "  is its configuration right?  relayd check",
+        file=sys.stderr,
+    )
+    return command_line.UNAVAILABLE
+
+
+# -- run ---------------------------------------------------------------------------------
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `run`."""
+    parser.epilog = (
+        "examples:\n"
+        "  relayd run                                as the systemd unit does\n"
+        "  relayd --config ./relayd.toml run         in a terminal; Ctrl-C stops it\n\n"
+        "signals: HUP reload, TERM graceful stop, INT/QUIT fast stop, USR1 reopen logs,\n"
+        "         USR2 upgrade in place, TTIN/TTOU one worker more or less\n"
+        "exit:    0 stopped as told, 69 cannot listen or runs already,\n"
+        "         78 the configuration cannot be used"
+    )
+    parser.set_defaults(act=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Be the master."""
+    from relayd.master import launch, start  # noqa: PLC0415  a command imports what it needs
+
+    return start.run(launch.of_this_process(options.config))
+
+
+# -- check -------------------------------------------------------------------------------
+
+
+def add_check(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `check`."""
+    parser.epilog = (
+        "examples:\n"
+        "  relayd check\n"
+        "  relayd check --config /etc/relayd/relayd.toml.new && echo fine\n"
+        "  relayd --json check | jq .problems\n\n"
+        "exit: 0 it can be used (warnings allowed), 78 it cannot"
+    )
+    parser.set_defaults(act=check)
+
+
+def check(options: argparse.Namespace) -> int:
+    """Print every problem and warning of the configuration."""
+    from relayd.check import check as whole_check  # noqa: PLC0415  imports every room
+    from relayd.errors import ConfigError  # noqa: PLC0415
+
+    problems: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    try:
+        warnings = whole_check(options.config).warnings
+    except ConfigError as error:
+        problems = error.problems
+    if options.json:
+        answer = {"ok": not problems, "problems": list(problems), "warnings": list(warnings)}
+        terminal.print_json(answer)
+        return command_line.CONFIG if problems else command_line.OK
+    for problem in problems:
+        print(f"{terminal.paint('error', 'red')}    {terminal.safe(problem)}")
+    for warning in warnings:
+        print(f"{terminal.paint('warning', 'yellow')}  {terminal.safe(warning)}")
+    if problems:
+        count = len(problems)
+        print(f"{count} problem{'s' if count > 1 else ''}: {options.config} cannot be used")
+        return command_line.CONFIG
+    print(f"{terminal.paint('ok', 'green')}       {options.config} can be used")
+    return command_line.OK
+
+
+# -- status ------------------------------------------------------------------------------
+
+
+def add_status(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `status`."""
+    parser.add_argument("--watch", action="store_true", help="show it again every 2 s")
+    parser.epilog = (
+        "examples:\n"
+        "  relayd status\n"
+        "  relayd status --watch\n"
+        "  relayd --json status | jq .queue\n\n"
+        "exit: 0 running, 69 not running"
+    )
+    parser.set_defaults(act=status)
+
+
+def status(options: argparse.Namespace) -> int:
+    """Show what runs, what waits and what went wrong."""
+    while True:
+        answer = ask(options, {"command": "status"})
+        if options.json:
+            terminal.print_json(answer)
+        else:
+            if options.watch and sys.stdout.isatty():
+                print("\033[H\033[J", end="")
+            print("\n".join(status_lines(answer)))
+        if not options.watch:
+            return command_line.OK
+        sys.stdout.flush()
+        time.sleep(_WATCH_EVERY_S)
+
+
+def status_lines(answer: Frame) -> list[str]:
+    """Return the status for people."""
+    lines = [_headline(answer), ""]
+    lines += terminal.table(
+        (_process_row(row) for row in _rows(answer.get("processes"))),
+        ("PROCESS", "PID", "STATE", "UP", "CONNECTIONS"),
+    ).splitlines()
+    lines += ["", *_listener_lines(answer)]
+    lines += ["", *_queue_lines(answer)]
+    lines += ["", *_upstream_lines(answer)]
+    for heading, key in (("warnings", "warnings"), ("last errors", "errors")):
+        found = _list(answer.get(key))
+        if found:
+            lines += ["", heading]
+            lines += [f"  {_trouble(one)}" for one in found[-10:]]
+    return lines
+
+
+def _headline(answer: Frame) -> str:
+    state = str(answer.get("state", "?"))
+    colour = "green" if state == "running" else "yellow"
+    up = terminal.duration(_number(answer.get("up_s")))
+    text = f"relayd {answer.get('version')}, {terminal.paint(state, colour)}, up {up}, "
+    text += f"pid {answer.get('pid')}, {answer.get('config')}"
+    last = answer.get("reload")
+    if isinstance(last, Mapping) and last.get("result") == "refused":
+        text += "\n" + terminal.paint("the last reload was refused:", "red")
+        text += "".join(f"\n  {terminal.safe(str(p))}" for p in _list(last.get("problems")))
+    return text
+
+
+def _process_row(row: Frame) -> Sequence[str]:
+    name = str(row.get("kind"))
+    if name == "worker":
+        name += f" {row.get('number')}"
+    state = str(row.get("state"))
+    silent_s = _number(row.get("silent_s"))
+    if silent_s > _SILENT_S:
+        state += f", silent for {terminal.duration(silent_s)}"
+    return (
+        name,
+        str(row.get("pid")),
+        state,
+        terminal.duration(_number(row.get("up_s"))),
+        str(row.get("connections", "")),
+    )
+
+
+def _listener_lines(answer: Frame) -> list[str]:
+    rows = _rows(answer.get("listeners"))
+    if not rows:
+        return [terminal.paint("no listener: nobody can send", "red")]
+    cells = [(str(r.get("name")), str(r.get("address")), str(r.get("origin"))) for r in rows]
+    return terminal.table(cells, ("LISTENER", "ADDRESS", "OPENED BY")).splitlines()
+
+
+def _queue_lines(answer: Frame) -> list[str]:
+    queue = answer.get("queue")
+    if not isinstance(queue, Mapping):
+        return ["queue      not known yet"]
+    counts = ", ".join(f"{count} {state}" for state, count in queue.items() if count)
+    lines = [f"queue      {counts or 'empty'}"]
+    oldest = answer.get("oldest_s")
+    if isinstance(oldest, int | float) and oldest > 0:
+        lines.append(f"oldest     {terminal.duration(oldest)}")
+    return lines
+
+
+def _upstream_lines(answer: Frame) -> list[str]:
+    upstreams = answer.get("upstreams")
+    if not answer.get("upstreams_configured"):
+        return ["no upstream yet: add [upstream.NAME] to the configuration, then `relayd reload`"]
+    if not isinstance(upstreams, Mapping) or not upstreams:
+        return ["upstreams  not known yet"]
+    rows = [_upstream_row(name, row) for name, row in sorted(upstreams.items())]
+    lines = terminal.table(rows, ("UPSTREAM", "STATE", "TOKEN", "HELD")).splitlines()
+    for _, row in sorted(upstreams.items()):
+        for key in ("why", "do"):
+            words = row.get(key) if isinstance(row, Mapping) else None
+            if words:
+                lines.append(f"  {key:4}{terminal.safe(str(words))}")
+    return lines
+
+
+def _upstream_row(name: str, row: Json) -> Sequence[str]:
+    if not isinstance(row, Mapping):
+        return (name, terminal.safe(str(row)), "", "")
+    expires_s = row.get("token_expires_s")
+    token = ""
+    if isinstance(expires_s, int | float):
+        left = terminal.duration(max(0.0, expires_s))
+        token = f"good for {left}" if expires_s > 0 else "expired"
+    state = str(row.get("state", ""))
+    cause = row.get("cause") or row.get("reason")
+    held = row.get("held")
+    if isinstance(held, Mapping):
+        shown = ", ".join(f"{count} ({why})" for why, count in held.items())
+    else:
+        shown = str(held or "")
+    messages = row.get("held_messages")
+    if messages:
+        shown = f"{messages} message{'' if messages == 1 else 's'}" + (
+            f": {shown}" if shown else ""
+        )
+    return (name, f"{state}: {cause}" if cause else state, token, shown)
+
+
+def _trouble(one: Json) -> str:
+    if isinstance(one, Mapping):
+        return terminal.safe(f"{one.get('at')}  {one.get('event')}  {one.get('text')}")
+    return terminal.safe(str(one))
+
+
+# -- reload, stop, version ---------------------------------------------------------------
+
+
+def add_reload(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `reload`."""
+    parser.epilog = (
+        "examples:\n"
+        "  relayd check && relayd reload\n"
+        "  relayd --json reload\n\n"
+        "exit: 0 the new configuration is in force,\n"
+        "      1 it was refused and the old one stays, 69 not running"
+    )
+    parser.set_defaults(act=reload)
+
+
+def reload(options: argparse.Namespace) -> int:
+    """Have the configuration read again; wait until it is in force, or refused."""
+    reply = _reply(options, {"command": "reload"}, RELOAD_WITHIN_S)
+    if options.json:
+        terminal.print_json({k: v for k, v in reply.items() if k != "v"})
+        return command_line.OK if reply.get("ok") is True else _exit_code(reply)
+    if reply.get("ok") is not True:
+        return _refusal(reply)
+    result = reply.get("result")
+    workers = result.get("workers") if isinstance(result, Mapping) else "?"
+    print(f"reloaded: {workers} workers serve with the new configuration")
+    return command_line.OK
+
+
+def add_stop(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `stop`."""
+    parser.add_argument("--fast", action="store_true", help="do not wait for what is under way")
+    parser.epilog = (
+        "examples:\n"
+        "  relayd stop\n"
+        "  relayd stop --fast\n\n"
+        "Under systemd use `systemctl stop relayd`, or it is started again.\n"
+        "exit: 0 stopped, 69 was not running"
+    )
+    parser.set_defaults(act=stop)
+
+
+def stop(options: argparse.Namespace) -> int:
+    """Have the relay finish what is under way and go; wait for it."""
+    ask(options, {"command": "stop", "fast": options.fast}, timeout_s=STOP_WITHIN_S)
+    if options.json:
+        terminal.print_json({"ok": True})
+    else:
+        print("stopped")
+    return command_line.OK
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `version`."""
+    parser.epilog = "examples:\n  relayd version\n  relayd --json version\n\nexit: 0"
+    parser.set_defaults(act=version)
+
+
+def version(options: argparse.Namespace) -> int:
+    """Show which relayd this is."""
+    python = ".".join(str(part) for part in sys.version_info[:3])
+    if options.json:
+        terminal.print_json({"version": __version__, "python": python})
+    else:
+        print(f"relayd {__version__} (Python {python})")
+    return command_line.OK
+
+
+# -- reading answers ---------------------------------------------------------------------
+
+
+def _exit_code(reply: Mapping[str, Json]) -> int:
+    code = reply.get("exit")
+    return code if isinstance(code, int) else command_line.FAILED
+
+
+def _list(value: Json) -> list[Json]:
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _rows(value: Json) -> list[Frame]:
+    return [row for row in _list(value) if isinstance(row, Mapping)]
+
+
+def _number(value: Json) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0

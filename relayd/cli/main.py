@@ -1,0 +1,157 @@
+"""The command line: one program with subcommands, each of which imports only what it needs.
+
+A command is a row of COMMANDS: its name, the module that has it, one line of help. The
+module has `add_NAME(parser)`, which adds the arguments, sets an epilog with examples and
+calls `parser.set_defaults(act=f)` where `f(options) -> exit code`. `options.config` is the
+configuration file's path, `options.json` whether machine-readable output is wanted.
+
+Exit codes (sysexits.h): 0 done, 1 failed, 2 wrong usage, 69 not running or cannot listen,
+75 try again later, 78 the configuration cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from relayd.errors import ConfigError, RelaydError
+
+DEFAULT_CONFIG: Final = "/etc/relayd/relayd.toml"
+
+OK: Final = 0
+FAILED: Final = 1
+UNAVAILABLE: Final = 69
+TEMPORARY: Final = 75
+CONFIG: Final = 78
+
+
+class Command(NamedTuple):
+    """One row of the table."""
+
+    name: str
+    module: str
+    help: str
+
+
+COMMANDS: Final = (
+    Command("run", "relayd.cli.daemon", "run the relay in the foreground (systemd calls this)"),
+    Command("check", "relayd.cli.daemon", "read the configuration, say what is wrong with it"),
+    Command("status", "relayd.cli.daemon", "show processes, queue, upstreams, last errors"),
+    Command("reload", "relayd.cli.daemon", "take over a changed configuration; wait for it"),
+    Command("stop", "relayd.cli.daemon", "finish what is under way, then stop; wait for it"),
+    Command("queue", "relayd.cli.queue", "list, show, trace, retry, hold, release, delete mail"),
+    Command("user", "relayd.cli.user", "names and passwords devices log in with"),
+    Command("send", "relayd.cli.send", "send a test mail through the running relay"),
+    Command("explain", "relayd.cli.explain", "say what an error code means and what to do"),
+    Command("sandbox", "relayd.cli.sandbox", "a Microsoft 365 on localhost, to try things out"),
+    Command("version", "relayd.cli.daemon", "show the version"),
+)
+
+_HELP: Final = """\
+usage: relayd [--config FILE] [--json] COMMAND ...
+
+SMTP relay that lets devices send through Microsoft 365.
+
+commands:
+{commands}
+
+  --config FILE  before or after COMMAND; default: $RELAYD_CONFIG,
+                 else {config}
+  --json         print JSON where data is printed
+
+first steps: relayd check; relayd status; relayd queue list
+`relayd COMMAND --help` shows a command's options, examples and exit codes.
+"""
+
+
+class _Program(argparse.ArgumentParser):
+    """The whole program; its help fits a screen of 24 lines."""
+
+    def format_help(self) -> str:
+        """Return it."""
+        rows = (f"  {command.name:9}{command.help}" for command in COMMANDS)
+        return _HELP.format(commands="\n".join(rows), config=DEFAULT_CONFIG)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps our line breaks, and the command column narrow."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=18)
+
+
+def parser_for(wanted: str) -> argparse.ArgumentParser:
+    """Return the whole tree, with the arguments of command `wanted` only."""
+    parser = _Program(prog="relayd")
+    parser.add_argument("--config", metavar="FILE")
+    parser.add_argument("--json", action="store_true")
+    commands = parser.add_subparsers(
+        metavar="COMMAND", dest="command", required=True, parser_class=argparse.ArgumentParser
+    )
+    for command in COMMANDS:
+        sub = commands.add_parser(
+            command.name,
+            help=command.help,
+            description=f"{command.help[0].upper()}{command.help[1:]}.",
+            formatter_class=_Formatter,
+        )
+        # SUPPRESS: what stood before the subcommand is not overwritten by a default.
+        sub.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS)
+        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
+        if command.name == wanted:
+            _filler(command)(sub)
+    return parser
+
+
+def _filler(command: Command) -> Callable[[argparse.ArgumentParser], None]:
+    module = importlib.import_module(command.module)
+    filler: Callable[[argparse.ArgumentParser], None] = getattr(module, f"add_{command.name}")
+    return filler
+
+
+def wanted_command(arguments: Sequence[str]) -> str:
+    """Return the subcommand's name in `arguments`; "" if there is none."""
+    names = {command.name for command in COMMANDS}
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument == "--config":
+            skip = True
+        elif not argument.startswith("-"):
+            return argument if argument in names else ""
+    return ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; wrong usage exits with 2 by itself."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a peer wrote may not exist in this terminal's encoding: show it, never fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    options = parser_for(wanted_command(given)).parse_args(given)
+    if options.config is None:
+        options.config = os.environ.get("RELAYD_CONFIG") or DEFAULT_CONFIG
+    try:
+        code: int = options.act(options)
+        sys.stdout.flush()
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"relayd: {problem}", file=sys.stderr)
+        return CONFIG
+    except RelaydError as error:
+        print(f"relayd: {error}", file=sys.stderr)
+        return UNAVAILABLE
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # `relayd queue list | head`: the reader has what it wanted. Python would complain
+        # again when it flushes at exit, so give it somewhere to flush to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    return code

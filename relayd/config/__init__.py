@@ -1,0 +1,1 @@
+"""Configuration: TOML in, one frozen value out, all problems at once."""

@@ -1,0 +1,169 @@
+"""What the courier knows: upstreams (`Way`), mailboxes (`Lane`) and leases in hand (`Carried`).
+
+Plain records that the courier moves; no waiting and no I/O here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from relayd.clock import Clock
+from relayd.config.model import Upstream
+from relayd.deliver import retry
+from relayd.deliver.circuit import Circuit
+from relayd.deliver.transport import Transport
+from relayd.spool.model import Lease, MailboxRef
+
+LEASE_MARGIN_S: Final = 5.0
+"""An exchange must end so long before its lease does."""
+
+_ROWS_PER_SLOT: Final = 8
+
+
+class Slots(Protocol):
+    """What is needed of quota.slots.SlotClient."""
+
+    def try_acquire(self, ref: MailboxRef) -> bool:
+        """Take a slot that is at hand; never blocks."""
+        ...
+
+    def acquire(
+        self,
+        ref: MailboxRef,
+        capacity: int,
+        timeout_s: float,
+        *,
+        per_minute: int = 0,
+        priority: int = 1,
+    ) -> bool:
+        """Wait for a slot."""
+        ...
+
+    def release(self, ref: MailboxRef, *, unused: bool = False) -> None:
+        """Give it up."""
+        ...
+
+    def rest(self, ref: MailboxRef, rest_s: float) -> None:
+        """Tell the other workers to leave a mailbox alone; never blocks."""
+        ...
+
+    def on_rest(self, told: Callable[[MailboxRef, float], None]) -> None:
+        """Have `told` run when another worker says so."""
+        ...
+
+    def back(self, upstream: str) -> None:
+        """Tell the other workers that an upstream works again; never blocks."""
+        ...
+
+    def on_back(self, told: Callable[[str], None]) -> None:
+        """Have `told` run when another worker says so."""
+        ...
+
+
+@dataclass(slots=True)
+class Way:
+    """One upstream: its settings, its transport, and whether it is up."""
+
+    upstream: Upstream
+    transport: Transport
+    circuit: Circuit = field(default_factory=Circuit)
+
+
+@dataclass(slots=True)
+class Lane:
+    """One mailbox.
+
+    has_work:   the spool may hold rows for it.
+    is_urgent:  one of them may be of high priority.
+    pumps:      priorities (0, 1) for which a greenlet waits for a slot.
+    in_flight:  deliveries under way from here.
+    rest_until: monotonic; Microsoft wants it left alone until then.
+    strikes:    refusals in a row.
+    told_wait:  `quota.waiting` was logged for the present wait.
+    lease_s:    how long the last lease took; send_s: a send, smoothed.
+    """
+
+    ref: MailboxRef
+    way: Way
+    has_work: bool = False
+    is_urgent: bool = False
+    pumps: set[int] = field(default_factory=set)
+    in_flight: int = 0
+    rest_until: float = 0.0
+    strikes: int = 0
+    told_wait: bool = False
+    lease_s: float = 0.0
+    send_s: float = 1.0
+
+    def note_send(self, took_s: float) -> None:
+        """Remember how long a send takes here."""
+        self.send_s += (took_s - self.send_s) / 4
+
+    def rows_per_slot(self) -> int:
+        """Return how many rows to lease for each slot in hand, 1.._ROWS_PER_SLOT.
+
+        More than one only where sending is faster than leasing, so that no row waits in
+        hand for long: what is in hand when a worker dies counts as "maybe sent". And never
+        where Exchange's pace decides.
+        """
+        if self.way.upstream.messages_per_minute:
+            return 1
+        return max(1, min(_ROWS_PER_SLOT, int(self.lease_s / max(self.send_s, 0.0001))))
+
+    def rest(self, now: float, retry_after_s: float | None) -> None:
+        """Leave the mailbox alone: as long as the server wishes, else longer each time."""
+        self.strikes += 1
+        wait_s = retry.mailbox_rest_s(self.strikes) if retry_after_s is None else retry_after_s
+        self.rest_until = max(self.rest_until, now + wait_s)
+
+    def next_moment(self, now: float) -> float | None:
+        """Return when what stands in its way is over; None if that is no matter of time."""
+        moments = [self.rest_until]
+        if not self.way.circuit.is_up():
+            moments.append(self.way.circuit.probe_at)
+        last = max(moments)
+        return last if last > now else None
+
+    def is_forgettable(self, now: float) -> bool:
+        """Tell whether nothing is known of it that matters."""
+        busy = self.has_work or self.is_urgent or self.pumps or self.in_flight
+        return not busy and not self.is_resting(now)
+
+    def is_resting(self, now: float) -> bool:
+        """Tell whether it is to be left alone."""
+        return now < self.rest_until
+
+
+@dataclass(slots=True, eq=False)
+class Carried:
+    """One lease in hand; the Grip that the transport works with.
+
+    slot_held:    a slot of the mailbox is in use for it.
+    is_probe:     it finds out whether the upstream is back.
+    has_begun:    an octet may have gone out.
+    is_stopping:  set by the courier: do not begin any more.
+    """
+
+    lease: Lease
+    clock: Clock
+    is_probe: bool = False
+    slot_held: bool = True
+    has_begun: bool = False
+    is_stopping: bool = False
+
+    def may_start(self) -> bool:
+        """Tell whether to try at all."""
+        return not self.is_stopping
+
+    def seconds_left(self) -> float:
+        """Return how long one exchange may take."""
+        return self.lease.expires_boottime - LEASE_MARGIN_S - self.clock.boottime()
+
+    def may_begin(self) -> bool:
+        """Tell whether the first octet may go; from then on it may have gone."""
+        if self.is_stopping or self.seconds_left() <= 0:
+            return False
+        self.has_begun = True
+        return True

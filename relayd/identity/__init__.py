@@ -1,0 +1,1 @@
+"""Who we are at Microsoft: credentials and access tokens."""

@@ -1,0 +1,1 @@
+"""The lean master: binds, forks, watches, reloads."""

@@ -1,0 +1,69 @@
+"""What the master hands each child over the fork, and the words both use on the channel.
+
+The channel is one AF_UNIX SOCK_SEQPACKET pair for each child; a packet is one JSON object
+of at most 64 KiB, with descriptors as SCM_RIGHTS where said.
+
+    child -> master  {"event": "ready"}               serving; the reload may go on
+                     {"event": "failed", "text": …}   cannot serve; then it exits
+                     {"event": "status", …}           a child's figures, at most every 2 s:
+                        worker: {"connections": n, "queue": {"ready": n, …}, "oldest_s": s,
+                                 "counters": {…cumulative snapshot…}, "upstreams": {…}}
+    master -> child  {"do": "drain"}                  graceful stop; then exit 0
+                     {"do": "reclaim", "pid": n}      a worker died: take back its leases
+                     {"do": "control", "request": {…}, "peer": {"uid": n, "pid": n}} + 1 fd:
+                                                      a control.sock client, who it is, and
+                                                      the request a worker must answer
+
+Signals: SIGUSR1 reopen logs; SIGQUIT leave at once (SIGKILL 5 s later); SIGTERM the master
+died, or cached is to go; SIGABRT no beat for 30 s. All others of a terminal are ignored.
+
+End of file on the channel means that the master died: close listeners at once, drain for
+at most 5 s, go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Pulse(Protocol):
+    """A child's row on the shared board; only its owner writes it."""
+
+    def beat(self) -> None:
+        """Tell the master that the hub is alive; call it from the hub every second."""
+        ...
+
+    def enter(self, device: str) -> bool:
+        """Count one connection in for `device`; False when a limit is reached, none counted."""
+        ...
+
+    def leave(self, device: str) -> None:
+        """Count one connection out."""
+        ...
+
+    def move(self, old: str, new: str) -> bool:
+        """Recount a connection whose device became known; False when the limit is reached."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildContext:
+    """All that a child needs to know of its birth.
+
+    kind:       "worker" or "cached".
+    number:     1.. among workers of its generation (shares the quota when cached is away);
+                0 for cached.
+    serial:     counts every child this master ever forked, from 1.
+    config_fd:  sealed memfd with the checked Config as JSON (config.codec), read from 0.
+    listeners:  (listener name, listening socket descriptor), non-blocking, for workers.
+    channel_fd: this child's end of the SEQPACKET pair.
+    """
+
+    kind: str
+    number: int
+    serial: int
+    config_fd: int
+    listeners: tuple[tuple[str, int], ...]
+    channel_fd: int
+    pulse: Pulse

@@ -1,0 +1,106 @@
+"""What every part of the master's loop works on: one relay, its crews, its ways to speak.
+
+The loop (arbiter.py) turns; reload.py, reexec.py and commands.py are its parts.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import selectors
+from dataclasses import dataclass
+
+from relayd.clock import Clock
+from relayd.master.checker import Loaded
+from relayd.master.control import Control
+from relayd.master.crew import Crew
+from relayd.master.household import Household
+from relayd.master.launch import Launch, Timings
+from relayd.master.log import Log
+from relayd.master.notify import Notifier
+from relayd.master.report import Troubles
+from relayd.master.signals import Signals
+from relayd.master.sockets import Bound
+from relayd.master.spawn import Closable
+
+
+class Phase(enum.Enum):
+    """Where the relay stands."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class House:
+    """One relay. current: the workers in force; cached: the crew of one.
+
+    started_at: monotonic; kept over a re-exec.
+    """
+
+    launch: Launch
+    log: Log
+    notifier: Notifier
+    clock: Clock
+    selector: selectors.BaseSelector
+    signals: Signals
+    control: Control
+    household: Household
+    troubles: Troubles
+    current: Crew
+    cached: Crew
+    phase: Phase
+    started_at: float
+
+    @property
+    def timings(self) -> Timings:
+        """Return how patient to be."""
+        return self.launch.timings
+
+    @property
+    def graceful_s(self) -> float:
+        """Return [server] graceful_timeout, as in force."""
+        return self.current.config.settings.graceful_timeout_s
+
+    def now(self) -> float:
+        """Return monotonic seconds."""
+        return self.clock.monotonic()
+
+    def be_running(self) -> None:
+        """All workers serve, for the first time."""
+        self.phase = Phase.RUNNING
+        self.log.info("relay.ready", workers=self.current.size)
+
+    def announce(self, one: Bound) -> None:
+        """Tell of a new listener, and leave it with systemd."""
+        self.log.info(
+            "listener.bound", listener=one.listener, address=one.where(), origin=one.origin
+        )
+        if one.origin == "bound":
+            # What systemd gave us it has already.
+            self.notifier.store(one.store_name, one.fd)
+
+    def tell_warnings(self, config: Loaded) -> None:
+        """Log what the check allows but warns of."""
+        for warning in config.warnings:
+            self.log.warning("config.warning", reason=warning)
+
+    def is_ours(self, pid: int) -> bool:
+        """Tell whether a pid is the master's or a child's."""
+        return pid == os.getpid() or any(child.pid == pid for child in self.household.children())
+
+    def everything(self) -> list[Closable]:
+        """Return all that a child which serves nobody must close."""
+        channels: list[Closable] = [child.channel for child in self.household.children()]
+        listeners = {one.sock for crew in self.household.crews for one in crew.listening}
+        return [*channels, *listeners, *self.private()]
+
+    def private(self) -> list[Closable]:
+        """Return what no child may keep, but for its own listeners.
+
+        The present listeners are here too: cached is forked before the workers' crew joins
+        the household, and would keep a port open that a later reload gives up.
+        """
+        listeners = [one.sock for one in self.current.listening]
+        return [*listeners, *self.signals.closables(), *self.control.closables(), self.selector]

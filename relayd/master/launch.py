@@ -1,0 +1,52 @@
+"""How the master was started: which configuration, which programs, how patient.
+
+Times are arguments so that tests of real processes need not wait for them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from relayd.master.children import ENTRIES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Seconds."""
+
+    tick_s: float = 1.0  # the loop turns at least so often
+    late_s: float = 5.0  # the master itself was away for longer: judge nobody by it
+    silent_s: float = 30.0  # a child that does not beat for so long hangs
+    abort_grace_s: float = 5.0  # from SIGABRT (its stack goes to the log) to SIGKILL
+    fast_grace_s: float = 5.0  # from SIGTERM to SIGKILL
+    ready_within_s: float = 30.0  # a new generation; later: the reload is refused
+    cached_head_start_s: float = 10.0  # workers wait for cached, but not for ever
+    check_within_s: float = 60.0
+    bind_retry_s: float = 5.0  # a killed master's children need so long to leave
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """path: the configuration file. again: the command that starts this master, for SIGUSR2.
+
+    preflight: the command that proves that code on disk and configuration fit together.
+    """
+
+    path: str
+    entries: Mapping[str, str] = field(default_factory=lambda: ENTRIES)
+    timings: Timings = Timings()
+    again: tuple[str, ...] = ()
+    preflight: tuple[str, ...] = ()
+
+
+def of_this_process(path: str) -> Launch:
+    """Return the launch of `relayd run`, as it was typed."""
+    absolute = os.path.abspath(path)
+    return Launch(
+        path=absolute,
+        again=(sys.executable, *sys.orig_argv[1:]),
+        preflight=(sys.executable, "-m", "relayd", "check", "--config", absolute),
+    )

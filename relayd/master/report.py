@@ -1,0 +1,165 @@
+"""What `relayd status` shows: the master's own figures and those the workers sent it.
+
+The keys are an interface (docs/control.md): times are RFC 3339 UTC, durations seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from relayd import __version__
+from relayd.clock import SYSTEM, Clock
+from relayd.master.crew import Child, Crew, Life
+from relayd.master.frames import Frame, Json
+from relayd.master.household import Household, counters
+from relayd.observe import logfmt, metrics
+
+_MOST_ERRORS: Final = 20
+_WORSE: Final[Mapping[Json, int]] = {"down": 2, "probing": 1}
+
+
+class Trouble(NamedTuple):
+    """Something that went wrong, for "last errors"."""
+
+    at: datetime
+    event: str
+    text: str
+
+
+class Troubles:
+    """The last of them; the oldest are forgotten."""
+
+    def __init__(self, clock: Clock = SYSTEM) -> None:
+        self._clock = clock
+        self._last: deque[Trouble] = deque(maxlen=_MOST_ERRORS)
+
+    def add(self, event: str, text: str) -> None:
+        """Remember one."""
+        self._last.append(Trouble(self._clock.utcnow(), event, text))
+
+    def last(self) -> str:
+        """Return the last one, as the end of a line; "" if there was none."""
+        return f"; last trouble: {self._last[-1].text}" if self._last else ""
+
+    def shown(self) -> list[Frame]:
+        """Return them for the status, oldest first."""
+        return [
+            {"at": logfmt.stamp(one.at), "event": one.event, "text": one.text} for one in self._last
+        ]
+
+
+def status(
+    household: Household,
+    current: Crew,
+    own: Mapping[str, Json],
+    *,
+    clock: Clock = SYSTEM,
+) -> Frame:
+    """Return the answer to command "status". own: what only the arbiter knows, merged in."""
+    now = clock.monotonic()
+    workers = [c for c in household.children() if c.kind == "worker"]
+    return {
+        "version": __version__,
+        "pid": os.getpid(),
+        "generation": current.generation,
+        "workers": current.size,
+        "connections": household.board.connections(),
+        "processes": [_process(child, household, now) for child in household.children()],
+        "listeners": [
+            {
+                "name": one.listener,
+                "address": one.where(),
+                "configured": one.address,
+                "origin": one.origin,
+            }
+            for one in current.listening
+            if one.fd >= 0
+        ],
+        "queue": _latest(workers, "queue"),
+        "oldest_s": _latest(workers, "oldest_s"),
+        "upstreams": _upstreams(workers),
+        "errors": [],
+        **own,
+    }
+
+
+def totals(household: Household) -> Frame:
+    """Return the answer to command "metrics": everybody's counters added up."""
+    workers = [c for c in household.children() if c.kind == "worker" and c.life is Life.READY]
+    metrics.gauge("relayd_workers", len(workers))
+    metrics.gauge("relayd_connections", household.board.connections())
+    metrics.gauge("relayd_build_info", 1, version=__version__)
+    living = [counters(child.figures) for child in household.children()]
+    return {"metrics": metrics.merge([household.retired, *living, metrics.snapshot()])}
+
+
+def summary(current: Crew, household: Household, phase: str, upstreams: int) -> str:
+    """Return the line for `systemctl status`."""
+    ready = len(current.ready())
+    if upstreams == 0:
+        return "no upstream yet: add [upstream.NAME] to the configuration, then `relayd reload`"
+    parts = [phase, f"{ready} of {current.size} workers serve"]
+    parts.append(f"{household.board.connections()} connections")
+    queue = _latest([c for c in household.children() if c.kind == "worker"], "queue")
+    if isinstance(queue, Mapping):
+        parts += [f"{count} {state}" for state, count in queue.items() if count]
+    return ", ".join(parts)
+
+
+def _process(child: Child, household: Household, now: float) -> Frame:
+    beat_at = household.board.beat_at(child.row) if child.row >= 0 else 0.0
+    return {
+        "kind": child.kind,
+        "number": child.number,
+        "pid": child.pid,
+        "state": child.life.value,
+        "up_s": round(now - child.born_at, 1),
+        "generation": child.generation,
+        "connections": household.board.connections(child.row) if child.row >= 0 else 0,
+        "silent_s": round(now - max(beat_at, child.born_at), 1),
+    }
+
+
+def _newest_first(workers: Iterable[Child]) -> list[Child]:
+    return sorted(workers, key=lambda child: child.serial, reverse=True)
+
+
+def _latest(workers: Iterable[Child], key: str) -> Json:
+    """Return what the youngest worker that said anything says: the spool is the same for all."""
+    for child in _newest_first(workers):
+        if key in child.figures:
+            return child.figures[key]
+    return None
+
+
+def _upstreams(workers: Sequence[Child]) -> Frame:
+    """Return each upstream as the worker sees it that fares worst; sends are added up.
+
+    A worker learns of an outage by its own mail only: one that had none still says "up". One
+    that drains has the configuration of before, and is not asked.
+    """
+    merged: dict[str, dict[str, Json]] = {}
+    serving = [child for child in workers if child.life is Life.READY]
+    for child in reversed(_newest_first(serving or workers)):
+        found = child.figures.get("upstreams")
+        for name, row in found.items() if isinstance(found, Mapping) else ():
+            if isinstance(row, Mapping):
+                merged[name] = _worse(merged.get(name, {}), row)
+    return merged
+
+
+def _worse(older: Mapping[str, Json], younger: Mapping[str, Json]) -> dict[str, Json]:
+    is_older = _badness(older) > _badness(younger)
+    row = dict(older if is_older else younger)
+    counts = [each.get("in_flight") for each in (older, younger)]
+    if any(isinstance(count, int) for count in counts):
+        row["in_flight"] = sum(count for count in counts if isinstance(count, int))
+    return row
+
+
+def _badness(row: Mapping[str, Json]) -> int:
+    return _WORSE.get(row.get("state"), 0)

@@ -1,0 +1,76 @@
+"""The small part of the configuration that the master itself needs.
+
+The whole of it stays in the sealed memfd that the children read; secrets never rest here.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from relayd.config import codec
+from relayd.config.model import AUTO, Config, Listener, Log
+
+_SQLITE: Final = "sqlite:///"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """spool_dir: "" when the spool is not a file here; upstreams: how many ways out there are."""
+
+    source: str
+    workers: int
+    listeners: tuple[Listener, ...]
+    graceful_timeout_s: float
+    runtime_dir: str
+    state_dir: str
+    spool_url: str
+    spool_dir: str
+    max_connections: int
+    max_connections_per_device: int
+    log: Log
+    upstreams: int
+
+
+def parse(octets: bytes) -> Settings:
+    """Return the master's part of a checked configuration.
+
+    raises: ValueError - not a configuration of this version.
+    """
+    return select(codec.loads(octets))
+
+
+def select(config: Config) -> Settings:
+    """Return the master's part of `config`."""
+    return Settings(
+        source=config.source,
+        workers=config.server.workers if config.server.workers != AUTO else default_workers(),
+        listeners=config.listener,
+        graceful_timeout_s=config.server.graceful_timeout,
+        runtime_dir=config.server.runtime_dir,
+        state_dir=config.server.state_dir,
+        # SECURITY: a PostgreSQL URL may carry a password; it is not kept.
+        spool_url=config.spool.url if config.spool.url.startswith(_SQLITE) else "",
+        spool_dir=_spool_dir(config.spool.url),
+        max_connections=config.limits.max_connections,
+        max_connections_per_device=config.limits.max_connections_per_device,
+        log=config.log,
+        upstreams=len(config.upstream),
+    )
+
+
+def default_workers() -> int:
+    """Return what "auto" means here: min(4, max(2, CPUs it may use))."""
+    return min(4, max(2, len(os.sched_getaffinity(0))))
+
+
+def _spool_dir(url: str) -> str:
+    """Return the folder of sqlite:///relative or sqlite:////absolute/spool.db; "" for others.
+
+    Both `sqlite:///var/…` and `sqlite:////var/…` are written for the absolute path; the
+    relative reading would put a queue wherever the daemon was started.
+    """
+    if not url.startswith(_SQLITE):
+        return ""
+    return os.path.dirname("/" + url.removeprefix(_SQLITE).lstrip("/"))

@@ -1,0 +1,1 @@
+"""Messages as pure values: addresses, envelopes, header edits."""

@@ -1,0 +1,248 @@
+r"""The head of a message: split into fields as raw octets, edited by the field, put together.
+
+    split_head(content)  where the body starts
+    Head.parse(head)     fields in order; what is not edited is rendered as it came
+    Head.render()        fields, empty line, and what was no header after all
+
+Forgiven: a first line that starts with a space, an mbox "From " line, no header at all, a
+line that is no field (the body starts there), CR or LF alone (a line end like any other,
+or a reader at Microsoft might see fields that we did not judge), lines over 998 octets.
+Never raises on octets; time and memory are linear in HEAD_LIMIT.
+
+Source: RFC 5322 §2.1-2.2, §4.5 (space before the colon); Postfix 3.9 cleanup and smtpd.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+HEAD_LIMIT: Final = 256 * 1024
+"""Octets of head that are read; fields that end beyond belong to the body."""
+LINE_LIMIT: Final = 998
+
+_LINE_END: Final = re.compile(rb"\r\n?|\n")
+_FIELD: Final = re.compile(
+    rb"([!-9;-~]++)[ \t]*+:[^\r\n]*+(?:(?:\r\n?|\n)[ \t][^\r\n]*+)*+(?:\r\n?|\n|\Z)"
+)
+_FIELDS: Final = re.compile(
+    rb"(?:[!-9;-~]++[ \t]*+:[^\r\n]*+(?:(?:\r\n?|\n)[ \t][^\r\n]*+)*+(?:\r\n?|\n|\Z))*+"
+)
+# The same on canonical octets, all fields in one call.
+_CANONICAL: Final = re.compile(rb"(([!-9;-~]++)[ \t]*+:[^\r]*+(?:\r\n[ \t][^\r]*+)*+\r\n)")
+# Our own Received (message.trace) is three lines. A continuation after it is the client's
+# first line, which began with a space.
+_OUR_TRACE: Final = re.compile(
+    rb"Received: from [^\r\n]*\r\n\tby [^\r\n]* \(relayd\) with [^\r\n]*\r\n\t[^\r\n]*\r\n"
+)
+_MBOX: Final = re.compile(rb"From [^\r\n]*+(?:\r\n?|\n|\Z)")
+_SPACES: Final = re.compile(rb"[ \t]++(?=[!-9;-~]++[ \t]*+:)")
+_BARE_NEWLINE: Final = re.compile(rb"\r\n(?![ \t])|\r(?!\n)|(?<!\r)\n|\x00")
+_FOLD: Final = re.compile(rb"\r\n(?=[ \t])")
+
+
+class Field(NamedTuple):
+    """One header field. name: lower-case; raw: all its octets, CRLF at the end."""
+
+    name: bytes
+    raw: bytes
+
+    @property
+    def value(self) -> bytes:
+        """What follows the colon, unfolded and trimmed."""
+        return value_of(self.raw)
+
+
+def value_of(raw: bytes) -> bytes:
+    """Return what follows the colon of a raw field, unfolded and trimmed."""
+    value = raw.partition(b":")[2].strip(b" \t\r\n")
+    return _FOLD.sub(b"", value) if b"\r" in value else value
+
+
+def make_field(name: str, value: bytes) -> Field:
+    """Return a field of our own.
+
+    value:  may be folded (CRLF and a space).
+    raises: ValueError - a line end or NUL that would begin something else.
+    """
+    # SECURITY: the last gate against header injection; callers clean, this one refuses.
+    if (b"\r" in value or b"\n" in value or b"\0" in value) and _BARE_NEWLINE.search(value):
+        raise ValueError(f"line end inside the value of {name}")
+    return Field(name.lower().encode("ascii"), b"%s: %s\r\n" % (name.encode("ascii"), value))
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """fields: in order. rest: octets after them that are no header; they go into the body."""
+
+    fields: tuple[Field, ...]
+    rest: bytes = b""
+
+    @classmethod
+    def parse(cls, octets: bytes) -> Head:
+        """Read a head, with or without its empty line; O(len(octets)); never raises."""
+        if _is_canonical(octets):
+            end = len(octets) - 2 if octets.endswith(b"\r\n\r\n") else len(octets)
+            found = _CANONICAL.findall(octets, 0, end)
+            whole = sum([len(raw) for raw, _ in found]) == end
+            if whole and not _has_odd_start(octets, found):
+                return cls(tuple([Field(name.lower(), raw) for raw, name in found]))
+        _, body = split_head(octets)
+        return cls(tuple(_slow_fields(_canonical(octets[:body]))), octets[body:])
+
+    def get(self, name: str) -> bytes | None:
+        """Return the first value of `name`, unfolded and trimmed; None if there is none."""
+        wanted = name.lower().encode("ascii")
+        return next((field.value for field in self.fields if field.name == wanted), None)
+
+    def all(self, name: str) -> list[bytes]:
+        """Return every value of `name`, in order."""
+        wanted = name.lower().encode("ascii")
+        return [field.value for field in self.fields if field.name == wanted]
+
+    def remove(self, *names: str) -> Head:
+        """Return the head without any field of these names."""
+        unwanted = {name.lower().encode("ascii") for name in names}
+        kept = tuple(field for field in self.fields if field.name not in unwanted)
+        return Head(kept, self.rest)
+
+    def replace(self, name: str, value: bytes) -> Head:
+        """Return the head with one `name`, where the first one stood, else at the end."""
+        return self.edit({name.lower().encode("ascii"): make_field(name, value)})
+
+    def insert(self, name: str, value: bytes) -> Head:
+        """Return the head with a field added at its end."""
+        return Head((*self.fields, make_field(name, value)), self.rest)
+
+    def edit(self, new: dict[bytes, Field | None]) -> Head:
+        """Return the head with every name in `new` (lower-case) occurring as said.
+
+        A Field stands where the first of its name stood, else at the end; the others of
+        that name go. None: all go.
+        """
+        waiting = dict(new)
+        out: list[Field] = []
+        for field in self.fields:
+            if field.name not in new:
+                out.append(field)
+                continue
+            chosen = waiting.pop(field.name, None)
+            if chosen is not None:
+                out.append(chosen)
+        out.extend(field for field in waiting.values() if field is not None)
+        return Head(tuple(out), self.rest)
+
+    def render(self) -> bytes:
+        """Return the head as octets: fields, empty line, `rest`; no line over 998 octets."""
+        raws = [raw if len(raw) <= LINE_LIMIT else fold_long(raw) for _, raw in self.fields]
+        raws.append(b"\r\n")
+        raws.append(self.rest)
+        return b"".join(raws)
+
+
+def split_head(octets: bytes) -> tuple[bytes, int]:
+    """Return the head (its empty line with it, if there is one) and where the body starts.
+
+    head + octets[body_start:] is always the whole. O(HEAD_LIMIT); never raises.
+    """
+    body = _end_of_fields(octets)
+    line_end = _LINE_END.match(octets, body)
+    if line_end is not None:
+        body = line_end.end()
+    return octets[:body], body
+
+
+def _end_of_fields(octets: bytes) -> int:
+    limit = min(len(octets), HEAD_LIMIT)
+    at = _skip_start(octets)
+    if at is None:
+        trace = _OUR_TRACE.match(octets)
+        return 0 if trace is None else trace.end()
+    fields = _FIELDS.match(octets, at, limit)
+    end = at if fields is None else fields.end()
+    if end == limit < len(octets):  # the last one may have been cut: look where it began
+        return _whole_fields(octets, at, limit)
+    return end
+
+
+def _whole_fields(octets: bytes, at: int, limit: int) -> int:
+    """Return where the last field that surely ends within `limit` ends."""
+    while (field := _FIELD.match(octets, at, limit)) is not None and field.end() < limit:
+        at = field.end()
+    return at
+
+
+def _skip_start(octets: bytes) -> int | None:
+    """Return where ordinary fields begin; None: there is no header but our own Received."""
+    trace = _OUR_TRACE.match(octets)
+    at = 0 if trace is None else trace.end()
+    if (mbox := _MBOX.match(octets, at)) is not None and _FIELD.match(octets, at) is None:
+        at = mbox.end()
+    if octets[at : at + 1] in (b" ", b"\t"):
+        spaces = _SPACES.match(octets, at, at + LINE_LIMIT)
+        return None if spaces is None else spaces.end()
+    return at
+
+
+def _slow_fields(octets: bytes) -> Iterator[Field]:
+    """Yield the fields of a canonical head that starts oddly or has no end."""
+    start = _skip_start(octets)
+    trace = _OUR_TRACE.match(octets)
+    if trace is None or start is None:
+        at = 0
+    else:
+        yield Field(b"received", trace[0])
+        at = trace.end()
+    if start is not None:
+        before = octets[at:start].strip(b" \t\r\n")
+        if before:
+            yield make_field("X-Mailbox-Line", before)
+        at = start
+    while (field := _FIELD.match(octets, at)) is not None:
+        yield Field(field[1].lower(), field[0])
+        at = field.end()
+
+
+def _has_odd_start(octets: bytes, found: list[tuple[bytes, bytes]]) -> bool:
+    """Tell whether the first field, our own Received, swallowed a line of the client's."""
+    trace = _OUR_TRACE.match(octets)
+    return trace is not None and trace.end() != len(found[0][0])
+
+
+def _is_canonical(octets: bytes) -> bool:
+    lines = octets.count(b"\r\n")
+    return (
+        octets.count(b"\n") == lines  # a CR alone is no field of _CANONICAL's
+        and b"\0" not in octets
+        and octets.endswith(b"\r\n")
+    )
+
+
+def _canonical(octets: bytes) -> bytes:
+    """Return a head with CRLF for every kind of line end, NULs gone, the last line ended."""
+    octets = _LINE_END.sub(b"\r\n", octets.replace(b"\0", b""))
+    return octets if octets.endswith(b"\r\n") or not octets else octets + b"\r\n"
+
+
+def fold_long(raw: bytes) -> bytes:
+    """Return a raw field with no line over 998 octets, broken at a space where there is one."""
+    return (
+        b"\r\n".join(piece for line in raw[:-2].split(b"\r\n") for piece in _pieces(line)) + b"\r\n"
+    )
+
+
+def _pieces(line: bytes) -> Iterator[bytes]:
+    while len(line) > LINE_LIMIT:
+        # Where a line may break: before a space that has text on both sides.
+        cut = max(line.rfind(b" ", 1, LINE_LIMIT), line.rfind(b"\t", 1, LINE_LIMIT))
+        if cut > 0 and line[:cut].strip() and line[cut:].strip():
+            yield line[:cut]
+            line = line[cut:]
+        elif not line[: LINE_LIMIT - 1].strip():  # a line of spaces would look like the end
+            line = b" " + line.lstrip(b" \t")
+        else:
+            yield line[: LINE_LIMIT - 1]
+            line = b" " + line[LINE_LIMIT - 1 :]
+    yield line

@@ -1,0 +1,1 @@
+"""Network helpers that know no protocol: TLS contexts, HTTP pools."""

@@ -1,0 +1,362 @@
+"""Answers operators: what the master handed over from control.sock because it needs the spool.
+
+One greenlet for each request, on the client's own socket; words in docs/control.md:
+
+    queue.list, queue.show                   looking; pages, so that no answer is ever large
+    queue.retry, hold, release, delete       by ids, or by the same filter as list, page by page
+    queue.export                             the content, in pieces, as base64
+    devices                                  who may be named in `smtp`
+    smtp                                     the socket becomes an SMTP session of a device,
+                                             for `relayd send`: the same desk, the same spool
+
+The peer was checked by the master (SO_PEERCRED). Looking is done by `spool.queries` in a thread
+of its own and never in the way of mail. Whatever a client sends, or does not read, costs itself
+its connection and nobody else anything.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, TypeAlias, TypeVar, cast
+
+import structlog
+from gevent import socket
+from gevent.threadpool import ThreadPool
+
+from relayd.access.users import Users
+from relayd.cache.client import Client
+from relayd.cache.frames import Refused
+from relayd.clock import SYSTEM, Clock
+from relayd.config.model import Config, Submitter, User
+from relayd.deliver.courier import Courier
+from relayd.errors import CacheUnavailable, RelaydError, SpoolUnavailable
+from relayd.master.frames import Frame, Garbage, Json, done, encode, refused
+from relayd.queueview import PAGE, Now, Outage, look, outage_words, parse_filter
+from relayd.serve.session import PeerGone, PeerSilent
+from relayd.spool import moves
+from relayd.spool.door import SqliteDoor, spool_path
+from relayd.spool.model import QueueId, State, parse_queue_id, queue_id_text
+from relayd.spool.queries import Counts, Filter, Listed, Reader, Story
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+ANSWER_S: Final = 30.0
+"""A client that does not take one frame within this time is dropped."""
+
+TEMPORARY: Final = 75
+WRONG_USAGE: Final = 2
+_MOST_AT_ONCE: Final = 500
+_EXPORT_PIECE: Final = 192 * 1024
+_STATUS_S: Final = 1.0
+_WISHES: Final[Mapping[str, moves.Wish]] = {
+    "queue.retry": "retry",
+    "queue.hold": "hold",
+    "queue.release": "release",
+    "queue.delete": "delete",
+}
+
+Converse: TypeAlias = Callable[[socket.socket, str], None]
+"""Serve an SMTP session on a socket, as the named device; made by the worker's root."""
+
+
+class Operator:
+    """One worker's answers. converse: see Converse; patience_s: see ANSWER_S."""
+
+    def __init__(
+        self,
+        config: Config,
+        door: SqliteDoor,
+        courier: Courier,
+        cache: Client,
+        converse: Converse,
+        *,
+        users: Users | None = None,
+        clock: Clock = SYSTEM,
+        patience_s: float = ANSWER_S,
+    ) -> None:
+        self._config = config
+        self._door = door
+        self._courier = courier
+        self._cache = cache
+        self._converse = converse
+        self._users = users if users is not None else Users(config)
+        self._clock = clock
+        self._patience_s = patience_s
+        self._reader = _ThreadedReader(Reader(spool_path(config.spool.url), clock))
+        self._do: Mapping[moves.Wish, Callable[[Sequence[QueueId]], int]] = {
+            "retry": door.retry,
+            "hold": door.hold,
+            "release": door.release,
+            "delete": door.delete,
+        }
+
+    def close(self) -> None:
+        """Close the connection that looks; who asks later is told to ask another worker."""
+        self._reader.close()
+
+    # ---- figures for `status`, which the master keeps
+
+    def figures(self) -> dict[str, Json]:
+        """Return what the spool and the courier say now; raises SpoolUnavailable."""
+        counts = self._reader.counts()
+        queue: dict[str, int] = {}
+        for (state, _), number in counts.by_state.items():
+            queue[state.value] = queue.get(state.value, 0) + number
+        now = self._clock.utcnow()
+        oldest_s = max(((now - at).total_seconds() for at in counts.oldest.values()), default=0.0)
+        return {
+            "queue": queue,
+            "oldest_s": round(max(oldest_s, 0.0), 1),
+            "upstreams": self._upstreams(counts),
+        }
+
+    def _upstreams(self, counts: Counts) -> dict[str, Json]:
+        held: dict[str, dict[str, int]] = {}
+        for hold in self._door.holds():
+            causes = held.setdefault(hold.mailbox.upstream, {})
+            causes[hold.cause] = causes.get(hold.cause, 0) + 1
+        expiries = self._token_expiries()
+        out: dict[str, Json] = {}
+        for one in self._courier.upstreams():
+            row: dict[str, Json] = {
+                "state": one.state, "cause": one.cause, "text": one.text,
+                "down_s": round(one.down_s), "retry_in_s": round(one.retry_in_s),
+                "in_flight": one.in_flight, "held": held.get(one.name, {}),
+                "held_messages": counts.by_state.get((State.HELD, one.name), 0),
+            }  # fmt: skip
+            if one.name in expiries:
+                row["token_expires_s"] = expiries[one.name]
+            if one.resting:
+                mailbox, longest_s = max(one.resting.items(), key=lambda item: item[1])
+                row["cause"] = f"{mailbox} must rest {round(longest_s)} s more, Exchange said"
+            if one.state != "up":
+                outage = Outage(one.cause, one.text, one.retry_in_s)
+                row["why"], row["do"] = outage_words(one.name, outage)
+            out[one.name] = row
+        return out
+
+    def _token_expiries(self) -> dict[str, int]:
+        """Return how long each upstream's token is good for; those without one are left out."""
+        try:
+            tokens = self._cache.call("status", {}, timeout_s=_STATUS_S).get("tokens")
+        except (CacheUnavailable, Refused):
+            return {}
+        out: dict[str, int] = {}
+        for token in tokens if isinstance(tokens, list) else []:
+            names = token.get("upstreams") if isinstance(token, dict) else None
+            expires_s = token.get("expires_in_s") if isinstance(token, dict) else None
+            if isinstance(expires_s, int) and expires_s > 0 and isinstance(names, list):
+                out |= {str(name): expires_s for name in names}
+        return out
+
+    # ---- requests
+
+    def serve(self, request: Frame, fd: int, peer: Json = None) -> None:
+        """Answer one request on the client's socket, which is then closed; raises nothing.
+
+        peer: {"uid", "pid"} of who asks, for the log.
+        """
+        with socket.socket(fileno=fd) as client:
+            client.settimeout(self._patience_s)
+            try:
+                if request.get("command") == "smtp":
+                    self._serve_smtp(request, client)
+                    return
+                for reply in self._replies(request, peer):
+                    client.sendall(_frame(reply))
+            except (OSError, PeerGone, PeerSilent) as error:
+                log.debug("control.lost", text=str(error))
+            except Exception:  # the edge: a bug in an answer must cost the asker only
+                log.exception("control.bug", command=str(request.get("command")))
+
+    def _serve_smtp(self, request: Frame, client: socket.socket) -> None:
+        name = str(request.get("device") or "")
+        known = [one.name for one in self._submitters()]
+        if name not in known:
+            told = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
+            words = f"there are: {told}" if told else "none is configured: nobody may send"
+            client.sendall(encode(refused(f"no [[device]] or [[user]] named {name!r}; {words}")))
+            return
+        client.sendall(encode(done({"device": name})))
+        self._converse(client, name)
+
+    def _submitters(self) -> Sequence[Submitter]:
+        self._users.refresh()
+        return (*self._config.device, *self._users.all())
+
+    def _replies(self, request: Frame, peer: Json) -> Iterator[Frame]:
+        command = str(request.get("command"))
+        try:
+            match command:
+                case "queue.list" | "queue.show":
+                    yield from look(self._reader, request, self._now)
+                case "queue.export":
+                    yield from self._export(request)
+                case "devices":
+                    yield from self._devices()
+                case _ if command in _WISHES:
+                    yield from self._wish(command, request, peer)
+                case _:
+                    yield refused(f"unknown command: {command}", exit_code=WRONG_USAGE)
+        except ValueError as error:
+            yield refused(str(error), exit_code=WRONG_USAGE)
+        except SpoolUnavailable as error:
+            yield refused(f"{error}; try again", exit_code=TEMPORARY)
+        except RelaydError as error:
+            yield refused(str(error))
+
+    def _now(self) -> Now:
+        down = {
+            one.name: Outage(one.cause, one.text, one.retry_in_s)
+            for one in self._courier.upstreams()
+            if one.state != "up"
+        }
+        return Now(holds=self._door.holds(), down=down)
+
+    def _devices(self) -> Iterator[Frame]:
+        rows: list[Json] = [
+            {
+                "name": one.name,
+                "kind": "user" if isinstance(one, User) else "device",
+                "upstream": one.upstream,
+                "from": one.from_ or one.default_from,
+            }
+            for one in self._submitters()
+        ]
+        for start in range(0, len(rows) or 1, PAGE):
+            more = start + PAGE < len(rows)
+            yield done({"devices": rows[start : start + PAGE]}, more=more)
+
+    # ---- changing
+
+    def _wish(self, command: str, request: Frame, peer: Json) -> Iterator[Frame]:
+        """Do it, or with "dry_run" only count; a frame for each page, the last has the sum."""
+        wish = _WISHES[command]
+        is_dry = bool(request.get("dry_run"))
+        given = request.get("ids")
+        count = 0
+        answer: dict[str, Json] = {}
+        if isinstance(given, list):
+            ids, answer = self._sorted_out(wish, [parse_queue_id(str(one)) for one in given])
+            pages = iter([ids])
+        else:
+            pages = self._matching(parse_filter(request))
+        for ids in pages:
+            for start in range(0, len(ids), _MOST_AT_ONCE):
+                part = ids[start : start + _MOST_AT_ONCE]
+                count += len(part) if is_dry else self._do[wish](part)
+            yield done({"count": count}, more=True)
+        if not is_dry:
+            uid = peer.get("uid") if isinstance(peer, Mapping) else None
+            log.info("queue.wished", command=command, messages=count, uid=uid)
+        yield done({"count": count, **answer})
+
+    def _sorted_out(
+        self, wish: moves.Wish, ids: Sequence[QueueId]
+    ) -> tuple[list[QueueId], dict[str, Json]]:
+        """Return those there are, and the others with their reason.
+
+        missing: nobody knows them; untouched: the wish makes no sense where they stand.
+        """
+        stories = {one: self._reader.show(one) for one in dict.fromkeys(ids)}
+        missing: list[Json] = [queue_id_text(one) for one, story in stories.items() if not story]
+        untouched: list[Json] = [
+            queue_id_text(one)
+            for one, story in stories.items()
+            if story and not is_for(wish, story)
+        ]
+        there = [one for one, story in stories.items() if story and is_for(wish, story)]
+        return there, {"missing": missing, "untouched": untouched}
+
+    def _matching(self, wanted: Filter) -> Iterator[list[QueueId]]:
+        """Yield the messages a filter means, page by page; pages may be empty."""
+        after = 0
+        last: list[QueueId] = []
+        while True:
+            page, after = self._reader.page(wanted, after=after)
+            before = set(last)  # a message's deliveries may lie on both sides of a page's end
+            last = list(dict.fromkeys(one.id for one in page))
+            yield [one for one in last if one not in before]
+            if not after:
+                return
+
+    def _export(self, request: Frame) -> Iterator[Frame]:
+        message = parse_queue_id(str(request.get("id")))
+        story = self._reader.show(message)
+        if story is None or not story.has_content:
+            why = "no such message" if story is None else "its content is not kept any more"
+            yield refused(f"{queue_id_text(message)}: {why}")
+            return
+        with self._door.content(message) as pieces:
+            for piece in pieces:
+                for start in range(0, len(piece), _EXPORT_PIECE):
+                    octets = base64.b64encode(piece[start : start + _EXPORT_PIECE])
+                    yield done({"octets": octets.decode("ascii")}, more=True)
+        yield done({"octets": ""})
+
+
+def _frame(reply: Frame) -> bytes:
+    try:
+        return encode(reply)
+    except Garbage:
+        return encode(refused("the answer is too large; ask for less"))
+
+
+def is_for(wish: moves.Wish, story: Story) -> bool:
+    """Tell whether a wish can do anything about a message; the spool decides once more."""
+    states = {one.state for one in story.deliveries}
+    if State.LEASED in states and wish in moves.WHILE_LEASED:
+        return True
+    if wish in moves.STARTS and not story.has_content:
+        return False
+    return bool(states & moves.WISHES[wish].keys())
+
+
+class _ThreadedReader:
+    """A Reader whose methods run in a thread of their own, and block the calling greenlet only."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._pool = ThreadPool(1)
+        self._is_closed = False
+
+    def page(
+        self, wanted: Filter, *, after: int = 0, limit: int = PAGE
+    ) -> tuple[list[Listed], int]:
+        """See Reader."""
+        return self._ask(lambda: self._reader.page(wanted, after=after, limit=limit))
+
+    def show(self, message: QueueId) -> Story | None:
+        """See Reader."""
+        return self._ask(lambda: self._reader.show(message))
+
+    def counts(self) -> Counts:
+        """See Reader."""
+        return self._ask(self._reader.counts)
+
+    def close(self) -> None:
+        """Let the question under way end, then the thread and the connection go."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._pool.spawn(self._reader.close).get()
+        self._pool.kill()
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        if self._is_closed:
+            raise SpoolUnavailable("this worker is leaving")
+        # gevent prints what a thread raises, so the error comes as a value.
+        outcome = cast("T | SpoolUnavailable", self._pool.spawn(_answer, question).get())
+        if isinstance(outcome, SpoolUnavailable):
+            raise SpoolUnavailable(*outcome.args)
+        return outcome
+
+
+def _answer(question: Callable[[], T]) -> T | SpoolUnavailable:
+    try:
+        return question()
+    except SpoolUnavailable as error:
+        return error

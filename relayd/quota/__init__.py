@@ -1,0 +1,1 @@
+"""What Exchange allows, as a plan: slots for each mailbox."""

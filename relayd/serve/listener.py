@@ -1,0 +1,220 @@
+"""Accepts connections on one listening socket: a greenlet each, limits for all and each device.
+
+Rule 1: nothing is asked of another process, and no name is looked up, before the banner.
+Rule 2: every way out closes the socket; an unknown error is logged and never reaches the peer.
+Rule 3: one connection is accepted at a time, so that a burst spreads over the workers.
+Rule 4: `close` stops accepting; `drain` also asks sessions to leave after their message.
+
+Source: RFC 5321 §3.1 (opening), §3.8 (closing), RFC 8314 §3.3 (implicit TLS).
+"""
+
+from __future__ import annotations
+
+import itertools
+import ssl
+from typing import Final
+
+import structlog
+from gevent import socket
+from gevent.event import Event
+from gevent.server import StreamServer
+
+from relayd.config.model import Limits, Submitter
+from relayd.config.model import Listener as ListenerSettings
+from relayd.observe import metrics
+from relayd.serve.desk import Desk, House
+from relayd.serve.session import End, Farewell, Manners, PeerGone, PeerSilent, Session
+from relayd.serve.wire import SocketWire
+from relayd.smtp import replies
+
+log = structlog.get_logger()
+
+_DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
+_MAPPED: Final = "::ffff:"
+_LOCAL: Final = ListenerSettings(name="control", address=(), tls="off", auth="off")
+
+
+class Sessions:
+    """The open sessions of one worker, over all its listeners, and the names given to them.
+
+    prefix: tells this worker's session ids from every other's, "1k4-" and the like.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._numbers = itertools.count(1)
+        self._open: set[Session] = set()
+        self._none_left = Event()
+        self._none_left.set()
+        self.is_draining = False
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def new_name(self) -> str:
+        """Return the next session id."""
+        return self._prefix + base36(next(self._numbers))
+
+    def add(self, session: Session) -> None:
+        """Count a session in."""
+        self._open.add(session)
+        self._none_left.clear()
+        if self.is_draining:
+            session.drain()
+
+    def remove(self, session: Session) -> None:
+        """Count a session out."""
+        self._open.discard(session)
+        if not self._open:
+            self._none_left.set()
+
+    def drain(self) -> None:
+        """Ask every session to leave after the message it is in, now and later."""
+        self.is_draining = True
+        for session in tuple(self._open):
+            session.drain()
+
+    def wait_none_left(self, timeout_s: float) -> bool:
+        """Wait until the last has gone; False when the time is over first."""
+        return self._none_left.wait(timeout_s)
+
+
+class Listener:
+    """One listening socket of this worker. sock: bound, listening, non-blocking."""
+
+    def __init__(
+        self, sock: socket.socket, settings: ListenerSettings, house: House, sessions: Sessions
+    ) -> None:
+        self._settings = settings
+        self._house = house
+        self._sessions = sessions
+        self._manners = manners(settings, house.config.limits)
+        self._server = StreamServer(sock, self._serve)
+        # One accept for each turn of the loop: what comes next may be another worker's.
+        self._server.max_accept = 1
+        self._server.min_delay = 0.01
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._server.start()
+
+    def close(self) -> None:
+        """Stop accepting; sessions go on."""
+        self._server.close()
+
+    def _serve(self, client: socket.socket, address: tuple[str, int]) -> None:
+        ip = folded(address[0])
+        name = self._sessions.new_name()
+        device = ""
+        counted = False
+        wire = SocketWire(client)
+        try:
+            submitter = self._house.planner.submitter_for(ip, None)
+            device = submitter.name if submitter else ""
+            counted = self._house.pulse.enter(device)
+            if counted:
+                self._converse(wire, name, ip)
+            else:
+                self._turn_away(wire, name, ip, device)
+        except (PeerGone, PeerSilent) as error:
+            log.info("session.refused", session=name, ip=ip, device=device,
+                     listener=self._settings.name, reason=str(error))  # fmt: skip
+            metrics.count(
+                "relayd_sessions_total", listener=self._settings.name, result=End.LOST.value
+            )
+        except Exception:  # the edge of the room: the peer was told 451, the hub must go on
+            log.exception("session.bug", session=name, ip=ip, device=device)
+            metrics.count("relayd_sessions_total", listener=self._settings.name, result="bug")
+        finally:
+            if counted:
+                self._house.pulse.leave(device)
+            # Not `client`: after a handshake the wire has another socket on the descriptor.
+            wire.close()
+
+    def _turn_away(self, wire: SocketWire, name: str, ip: str, device: str) -> None:
+        log.warning(
+            "session.refused", session=name, ip=ip, device=device, listener=self._settings.name,
+            reason="max_connections or max_connections_per_device is reached",
+        )  # fmt: skip
+        metrics.count("relayd_sessions_total", listener=self._settings.name, result="too-many")
+        reply = replies.TOO_MANY_FROM_YOU if device else replies.TOO_MANY_CONNECTIONS
+        wire.send(reply.render())
+
+    def _converse(self, wire: SocketWire, name: str, ip: str) -> None:
+        is_tls = self._settings.tls == "implicit"
+        if is_tls:
+            wire.start_tls(self._implicit_context())
+        desk = Desk(self._house, self._settings, session=name, ip=ip, is_tls=is_tls)
+        session = Session(wire, desk, self._manners)
+        log.debug("session.opened", session=name, ip=ip, device=desk.device,
+                  listener=self._settings.name)  # fmt: skip
+        self._sessions.add(session)
+        try:
+            farewell = session.run()
+            # While we are leaving, the process must not end before the last reply is out.
+            wire.close()
+        finally:
+            self._sessions.remove(session)
+        self._tell(farewell, name, ip, desk)
+
+    def _implicit_context(self) -> ssl.SSLContext:
+        context = self._house.context(self._settings.name)
+        if context is None:
+            raise PeerGone("no certificate for implicit TLS")
+        return context
+
+    def _tell(self, farewell: Farewell, name: str, ip: str, desk: Desk) -> None:
+        metrics.count(
+            "relayd_sessions_total", listener=self._settings.name, result=farewell.end.value
+        )
+        about = {"session": name, "ip": ip, "device": desk.device, "user": desk.user}
+        if farewell.refusal is not None:
+            log.info(
+                "session.closed", **about, end=farewell.end.value, reason=farewell.detail,
+                refused=farewell.refusal.code, transcript=" | ".join(farewell.transcript),
+            )  # fmt: skip
+        elif farewell.end in (End.QUIT, End.LEFT, End.DRAINED, End.IDLE):
+            log.debug("session.closed", **about, end=farewell.end.value)
+        else:
+            log.info("session.closed", **about, end=farewell.end.value, reason=farewell.detail)
+
+
+def converse(client: socket.socket, house: House, sessions: Sessions, submitter: Submitter) -> None:
+    """Serve one session on a local socket, as `submitter`; `relayd send` is the client."""
+    wire = SocketWire(client)
+    desk = Desk(
+        house, _LOCAL, session=sessions.new_name(), ip="127.0.0.1", is_tls=False,
+        submitter=submitter,
+    )  # fmt: skip
+    session = Session(wire, desk, manners(_LOCAL, house.config.limits))
+    sessions.add(session)
+    try:
+        session.run()
+    finally:
+        sessions.remove(session)
+
+
+def manners(settings: ListenerSettings, limits: Limits) -> Manners:
+    """Return how sessions of one listener behave."""
+    return Manners(
+        profile=settings.profile,
+        idle_timeout_s=limits.idle_timeout,
+        data_timeout_s=limits.data_timeout,
+        min_data_rate=limits.min_data_rate,
+        max_errors=limits.max_errors,
+    )
+
+
+def folded(ip: str) -> str:
+    """Return a peer's address without the IPv6 dress of IPv4, and without its zone."""
+    ip = ip.partition("%")[0]
+    return ip[len(_MAPPED) :] if ip.startswith(_MAPPED) and "." in ip else ip
+
+
+def base36(number: int) -> str:
+    """Return a number as people write it short."""
+    out = ""
+    while number:
+        number, digit = divmod(number, 36)
+        out = _DIGITS[digit] + out
+    return out or "0"

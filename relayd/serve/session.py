@@ -1,0 +1,569 @@
+"""One connection, one greenlet: moves octets and asks for decisions; knows no queue.
+
+`run` is the only loop. Every wait has a deadline, every way out says the right reply
+first, and no exception text reaches the client. The listener closes the wire, logs what
+`run` returned, and catches what passes through it: a bug in a desk is answered 451 here,
+then goes on up with its traceback.
+
+Source: RFC 5321 §3.8 (421), §4.5.3.2 (time-outs); RFC 2920 §3.2 (replies in groups).
+"""
+
+from __future__ import annotations
+
+import enum
+import ssl
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeAlias, assert_never
+
+from relayd.clock import SYSTEM, Clock
+from relayd.errors import RelaydError
+from relayd.observe import metrics
+from relayd.smtp import replies, sasl
+from relayd.smtp.commands import (
+    Auth,
+    BadCommand,
+    Command,
+    Data,
+    Ehlo,
+    Expn,
+    Hangup,
+    Helo,
+    Help,
+    Mail,
+    Noop,
+    Profile,
+    Quit,
+    Rcpt,
+    Rset,
+    StartTls,
+    Unknown,
+    Vrfy,
+)
+from relayd.smtp.replies import Reply
+from relayd.smtp.sasl import Credentials
+from relayd.smtp.server import (
+    AuthResponse,
+    ContentEnd,
+    ContentPiece,
+    ContentTerms,
+    LineTooLong,
+    Owing,
+    ServerProtocol,
+    Signal,
+)
+from relayd.smtp.states import BETWEEN, State
+
+
+class PeerGone(RelaydError):
+    """The connection broke or the handshake failed; nothing more can be said."""
+
+
+class PeerSilent(RelaydError):
+    """The peer neither sent nor took an octet before the deadline."""
+
+
+class Wire(Protocol):
+    """The socket as a session sees it; blocks its greenlet, never past the time given."""
+
+    def receive(self, timeout_s: float) -> bytes:
+        """Return 1..65536 octets; b"" at end of file, or after `wake`.
+
+        raises: PeerSilent, PeerGone.
+        """
+        ...
+
+    def has_input(self) -> bool:
+        """Tell whether octets wait to be received; never blocks."""
+        ...
+
+    def send(self, octets: bytes) -> None:
+        """Send all of `octets`; raises PeerSilent, PeerGone."""
+        ...
+
+    @property
+    def is_secure(self) -> bool:
+        """True once TLS is up."""
+        ...
+
+    def start_tls(self, context: ssl.SSLContext) -> tuple[str, str]:
+        """Do the server's handshake; return protocol version and cipher.
+
+        raises: PeerGone with the reason, PeerSilent.
+        """
+        ...
+
+    def wake(self) -> None:
+        """Make a blocked `receive` return b""; what was sent before is still read."""
+        ...
+
+
+class Desk(Protocol):
+    """Whom the session asks: one for each session, holding one transaction, replaced whole.
+
+    Commands arrive in legal order and with legal arguments; every answer is a reply, and a
+    421 ends the session. RelaydError raised anywhere is answered by its constants; any other
+    exception 451 4.3.0, and the session ends.
+    """
+
+    def on_connect(self) -> Reply:
+        """Return the greeting (replies.banner), or a 4xx/5xx that ends the session."""
+        ...
+
+    def on_hello(self, hello: Ehlo | Helo) -> Reply:
+        """Return replies.hello(hostname, keywords); without keywords for Helo."""
+        ...
+
+    def may_start_tls(self) -> ssl.SSLContext | Reply:
+        """Return the context for the handshake, or why not (TLS_NOT_OFFERED, TLS_UNAVAILABLE)."""
+        ...
+
+    def tls_started(self, protocol: str, cipher: str) -> None:
+        """Forget hello, login and transaction (RFC 3207 §4.2): "TLSv1.3", "TLS_AES_…"."""
+        ...
+
+    def may_authenticate(self, mechanism: str) -> Reply | None:
+        """Return None to go on; else AUTH_NOT_OFFERED, AUTH_NEEDS_TLS, before a secret is sent."""
+        ...
+
+    def on_auth(self, credentials: Credentials) -> Reply:
+        """Return AUTH_OK or a refusal; the desk does the hashing, the delay and the log line."""
+        ...
+
+    def on_mail(self, mail: Mail) -> Reply:
+        """Open a transaction: SENDER_OK or a refusal. size: refuse with MESSAGE_TOO_LARGE."""
+        ...
+
+    def on_rcpt(self, rcpt: Rcpt) -> Reply:
+        """Add a recipient: RECIPIENT_OK or a refusal."""
+        ...
+
+    def on_data(self) -> ContentTerms | Reply:
+        """Return what content may come (354 is said), or a refusal; at least one RCPT stands."""
+        ...
+
+    def on_piece(self, octets: bytes) -> None:
+        """Keep content: canonical CRLF, unstuffed, 1 octet..256 KiB; failures wait for `on_end`."""
+        ...
+
+    def on_end(self, end: ContentEnd) -> Reply:
+        """Make the message durable, then answer replies.queued(id); raises SpoolUnavailable.
+
+        Not called for content the session refuses by itself (too large, bare newlines on a
+        strict listener): then only `reset` is.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Forget the open transaction, if any: RSET, EHLO, and after every content end."""
+        ...
+
+    def drop(self) -> None:
+        """The session ended, always called once, last; forget everything, never raise."""
+        ...
+
+
+class End(enum.Enum):
+    """Why a session ended; the value is the metric's label."""
+
+    QUIT = "quit"
+    LEFT = "left"  #: the peer closed between transactions, or before saying anything
+    LOST = "lost"  #: the connection broke inside a transaction
+    REFUSED = "refused"  #: the greeting was a refusal, or a reply was 421
+    IDLE = "idle"
+    SLOW = "slow"  #: content stopped or crawled
+    DRAINED = "drained"  #: we are shutting down
+    ERRORS = "errors"
+    NOT_SMTP = "not-smtp"  #: HTTP, TLS on a plain port, endless lines; `detail` says which
+    TLS_FAILED = "tls-failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Farewell:
+    """What the listener logs.
+
+    end:        why it ended.
+    detail:     the Hangup's reason or the wire's error; "" if none.
+    refusal:    the first refusal since a message was last accepted; None: nothing refused.
+    transcript: the redacted dialogue that led to `refusal`, at most 20 lines, unescaped;
+                () when nothing was refused.
+    """
+
+    end: End
+    detail: str = ""
+    refusal: Reply | None = None
+    transcript: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manners:
+    """What a listener sets for its sessions; made once. Seconds and octets per second."""
+
+    profile: Profile = "device"
+    idle_timeout_s: float = 300.0
+    data_timeout_s: float = 180.0
+    min_data_rate: int = 500
+    max_errors: int = 50
+
+
+MAX_TRANSCRIPT: Final = 20
+_MAX_HELD_BACK: Final = 16 * 1024
+_GRACE_S: Final = 60.0
+"""Content may crawl for so long before its average rate is judged."""
+
+_REDACTED: Final = b"<redacted>"
+
+_Answer: TypeAlias = Reply | ContentTerms | ssl.SSLContext
+_Ended: TypeAlias = tuple[End, str]
+
+
+class Session:
+    """Serves one SMTP session to its end; the listener's greenlet runs it."""
+
+    __slots__ = (
+        "_clock",
+        "_content_octets",
+        "_deadline",
+        "_desk",
+        "_draining",
+        "_manners",
+        "_mechanism",
+        "_out",
+        "_protocol",
+        "_refusal",
+        "_said",
+        "_waited_s",
+        "_waiting",
+        "_wire",
+    )
+
+    def __init__(self, wire: Wire, desk: Desk, manners: Manners, *, clock: Clock = SYSTEM) -> None:
+        self._wire = wire
+        self._desk = desk
+        self._manners = manners
+        self._clock = clock
+        self._protocol = ServerProtocol(
+            manners.profile, max_errors=manners.max_errors, secure=wire.is_secure
+        )
+        self._mechanism: sasl.Mechanism | None = None
+        self._out = b""  # replies of a pipelined group, sent before the next blocking wait
+        self._said: list[bytes] = []  # both sides; ours end in CRLF
+        self._refusal: _Refused | None = None
+        self._deadline = 0.0  # monotonic; for the command line being waited for; 0: none
+        self._waited_s = 0.0  # of the open content: time spent waiting for octets, and them
+        self._content_octets = 0
+        self._draining = False
+        self._waiting = False
+
+    def run(self) -> Farewell:
+        """Serve until QUIT, end of file, or something we cannot go on from.
+
+        raises: whatever is no RelaydError, after 451 where a reply was owed.
+        """
+        try:
+            end, detail = self._serve()
+        finally:
+            if self._protocol.is_owing:
+                with suppress(PeerGone, PeerSilent):
+                    self._say(self._protocol.farewell(replies.LOCAL_ERROR))
+                    self._flush()
+            self._desk.drop()
+        if self._refusal is None:
+            return Farewell(end=end, detail=detail)
+        return Farewell(
+            end=end,
+            detail=detail,
+            refusal=self._refusal.reply,
+            transcript=self._refusal.transcript,
+        )
+
+    def drain(self) -> None:
+        """Ask for an end after the open transaction, at once between transactions."""
+        self._draining = True
+        if self._waiting:
+            self._wire.wake()
+
+    # --- the loop
+
+    def _serve(self) -> _Ended:
+        try:
+            return self._greet() or self._talk()
+        except PeerGone as gone:
+            return self._left(), str(gone)
+        except PeerSilent as silent:  # it does not take our replies: nothing can be said
+            return End.IDLE, str(silent)
+
+    def _greet(self) -> _Ended | None:
+        # RFC 5321 §4.3.1 wants clients to wait for the greeting; cameras do not.
+        if self._manners.profile == "strict" and self._wire.has_input():
+            return self._leave(replies.OUT_OF_STEP, End.NOT_SMTP, "early-talker")
+        if self._draining:
+            return self._leave(replies.SHUTTING_DOWN, End.DRAINED)
+        try:
+            reply = self._desk.on_connect()
+        except RelaydError:
+            reply = replies.UNAVAILABLE
+        if reply.code != 220:
+            self._note_refusal(reply, weight=2)
+            return self._leave(reply, End.REFUSED)
+        self._say(reply.render())
+        return None
+
+    def _talk(self) -> _Ended:
+        while True:
+            if self._draining and self._protocol.state in BETWEEN:
+                return self._leave(replies.SHUTTING_DOWN, End.DRAINED)
+            event = self._protocol.next_event()
+            if event is Signal.NEED_DATA:
+                ended = self._receive()
+            elif isinstance(event, ContentPiece):
+                self._desk.on_piece(event.octets)
+                continue
+            elif isinstance(event, Signal):
+                raise AssertionError(event)  # nothing is owed and nothing is closed here
+            else:
+                self._deadline = 0.0
+                ended = self._answer(event)
+            if ended is not None:
+                self._flush()
+                return ended
+
+    def _receive(self) -> _Ended | None:
+        self._flush()
+        in_content = self._protocol.state is State.CONTENT
+        now = self._clock.monotonic()
+        if in_content:
+            timeout_s = self._manners.data_timeout_s
+        else:
+            # One deadline for the whole line: octets that drip in do not push it on.
+            self._deadline = self._deadline or now + self._manners.idle_timeout_s
+            timeout_s = max(0.0, self._deadline - now)
+        self._waiting = self._protocol.state in BETWEEN
+        try:
+            octets = self._wire.receive(timeout_s)
+        except PeerSilent:
+            if in_content:
+                return self._leave(replies.TOO_SLOW, End.SLOW, "no octet for data_timeout")
+            return self._leave(replies.IDLE_TIMEOUT, End.IDLE)
+        finally:
+            self._waiting = False
+        if not octets:
+            return None if self._is_leaving() else (self._left(), "")
+        self._protocol.receive_data(octets)
+        if in_content:
+            return self._judge_rate(len(octets), self._clock.monotonic() - now)
+        return None
+
+    def _judge_rate(self, octets: int, waited_s: float) -> _Ended | None:
+        """Only time spent waiting for the peer counts: our own disk is not its fault."""
+        self._content_octets += octets
+        self._waited_s += waited_s
+        if self._waited_s < _GRACE_S:
+            return None
+        if self._content_octets >= self._waited_s * self._manners.min_data_rate:
+            return None
+        return self._leave(replies.TOO_SLOW, End.SLOW, "below min_data_rate")
+
+    def _is_leaving(self) -> bool:
+        return self._draining and self._protocol.state in BETWEEN
+
+    def _left(self) -> End:
+        return End.LEFT if self._protocol.state in BETWEEN else End.LOST
+
+    def _leave(self, reply: Reply, end: End, detail: str = "") -> _Ended:
+        """Say a reply nobody asked for, and end."""
+        if end in (End.SLOW, End.NOT_SMTP):
+            self._note_refusal(reply, weight=2)
+        self._say(self._protocol.farewell(reply))
+        self._flush()
+        return end, detail
+
+    # --- questions and answers
+
+    def _answer(self, event: Owing) -> _Ended | None:
+        self._said.append(_shown(event, self._protocol.line))
+        if isinstance(event, Hangup) and event.reply is None:
+            return End.NOT_SMTP, event.reason
+        try:
+            answer = self._ask(event)
+        except RelaydError as error:
+            answer = replies.refusal(error)
+        terms = answer if isinstance(answer, ContentTerms) else None
+        reply = _as_reply(answer)
+        octets = self._protocol.send(reply, terms)
+        self._say(octets)
+        if not reply.is_positive:
+            self._note_refusal(reply, weight=_weight(event))
+        elif isinstance(event, ContentEnd):
+            self._refusal = None
+        if isinstance(answer, ssl.SSLContext):
+            return self._start_tls(answer)
+        if terms is not None:
+            self._waited_s, self._content_octets = 0.0, 0
+        return _ended(event, octets) if self._protocol.state is State.CLOSED else None
+
+    def _ask(self, event: Owing) -> _Answer:
+        if isinstance(event, Command):
+            refused = self._protocol.out_of_order(event)
+            if refused is not None:
+                return refused
+        match event:
+            case Mail():
+                return self._desk.on_mail(event)
+            case Rcpt():
+                return self._desk.on_rcpt(event)
+            case Data():
+                return self._desk.on_data()
+            case ContentEnd():
+                return self._end_content(event)
+            case Ehlo() | Helo():
+                self._desk.reset()
+                return self._desk.on_hello(event)
+            case Rset():
+                self._desk.reset()
+                return replies.RESET
+            case Quit():
+                return replies.BYE
+            case Noop():
+                return replies.NOOP
+            case Auth():
+                return self._begin_auth(event)
+            case AuthResponse():
+                return self._step_auth(event.octets)
+            case StartTls():
+                return self._desk.may_start_tls()
+            case Vrfy():
+                return replies.CANNOT_VERIFY
+            case Expn():
+                return replies.NOT_IMPLEMENTED
+            case Help():
+                return replies.HELP
+            case Unknown(is_smtp=is_smtp):
+                return replies.NOT_IMPLEMENTED if is_smtp else replies.UNKNOWN_COMMAND
+            case BadCommand() | LineTooLong():
+                return event.reply
+            case Hangup():
+                return event.reply or replies.OUT_OF_STEP
+            case _:
+                assert_never(event)
+
+    def _end_content(self, end: ContentEnd) -> Reply:
+        try:
+            if end.too_large:
+                return replies.MESSAGE_TOO_LARGE
+            if end.bare_newline and self._manners.profile == "strict":
+                return replies.BARE_NEWLINE
+            return self._desk.on_end(end)
+        finally:
+            self._desk.reset()
+
+    def _begin_auth(self, auth: Auth) -> Reply:
+        refused = self._desk.may_authenticate(auth.mechanism)
+        if refused is not None:
+            return refused
+        self._mechanism = sasl.begin(auth.mechanism)
+        return self._step_auth(auth.initial)
+
+    def _step_auth(self, response: bytes | None) -> Reply:
+        if self._mechanism is None:
+            return replies.AUTH_UNKNOWN_MECHANISM
+        step = self._mechanism.step(response)
+        if isinstance(step, sasl.Challenge):
+            return replies.challenge(step.text)
+        self._mechanism = None
+        return self._desk.on_auth(step) if isinstance(step, Credentials) else step
+
+    def _start_tls(self, context: ssl.SSLContext) -> _Ended | None:
+        self._flush()
+        try:
+            version, cipher = self._wire.start_tls(context)
+        except (PeerGone, PeerSilent) as failed:
+            return End.TLS_FAILED, str(failed)
+        self._protocol.tls_started()
+        self._desk.tls_started(version, cipher)
+        return None
+
+    # --- what was said
+
+    def _say(self, octets: bytes) -> None:
+        metrics.count("relayd_smtp_replies_total", code=octets[:3].decode())
+        self._said.append(octets)
+        if len(self._said) > 2 * MAX_TRANSCRIPT:
+            del self._said[:-MAX_TRANSCRIPT]
+        self._out += octets
+        if len(self._out) > _MAX_HELD_BACK:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._out:
+            octets, self._out = self._out, b""
+            self._wire.send(octets)
+
+    def _note_refusal(self, reply: Reply, *, weight: int) -> None:
+        """Keep the first of the weightiest refusals, and what led to it."""
+        if self._refusal is None or self._refusal.weight < weight:
+            self._refusal = _Refused(reply, weight, _transcript(self._said))
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """weight: 2 for what a desk or the content's end refused, 1 for slips of the language."""
+
+    reply: Reply
+    weight: int
+    transcript: tuple[str, ...]
+
+
+_WEIGHTY: Final = Mail | Rcpt | Data | ContentEnd | Auth | AuthResponse | Hangup
+
+
+def _weight(event: Owing) -> int:
+    return 2 if isinstance(event, _WEIGHTY) else 1
+
+
+def _as_reply(answer: _Answer) -> Reply:
+    if isinstance(answer, Reply):
+        return answer
+    return replies.START_MAIL if isinstance(answer, ContentTerms) else replies.START_TLS
+
+
+def _ended(event: Owing, octets: bytes) -> _Ended:
+    """Return why the session is closed. octets: our last words."""
+    if octets == replies.TOO_MANY_ERRORS.render():
+        return End.ERRORS, ""
+    match event:
+        case Quit():
+            return End.QUIT, ""
+        case Hangup(reason=reason):
+            return End.NOT_SMTP, reason
+        case ContentEnd() if octets.startswith(b"2"):
+            return End.QUIT, "lf-dot"
+        case _:
+            return End.REFUSED, ""
+
+
+def _shown(event: Owing, line: bytes) -> bytes:
+    """Return a line of the peer's as the transcript may have it: never a secret."""
+    match event:
+        case ContentEnd(size=size):
+            return b"<%d octets of content>" % size
+        case AuthResponse():
+            return _REDACTED
+        case Auth() | BadCommand() | LineTooLong() if line[:4].upper() == b"AUTH":
+            return b"AUTH " + _REDACTED
+        case Unknown() | LineTooLong() if b" " not in line:
+            # SECURITY: a client out of step sends its password where a command belongs.
+            return line[:4] + b"..." if len(line) > 8 else line
+        case _:
+            return line[:500]
+
+
+def _transcript(said: list[bytes]) -> tuple[str, ...]:
+    lines = list[str]()
+    for octets in said[-MAX_TRANSCRIPT:]:
+        text = octets.decode("utf-8", "backslashreplace")
+        if octets.endswith(b"\r\n"):
+            lines += [f"S: {line}" for line in text.split("\r\n")[:-1]]
+        else:
+            lines.append(f"C: {text}")
+    return tuple(lines[-MAX_TRANSCRIPT:])

@@ -1,0 +1,1 @@
+"""The SMTP wire as pure values: octets in, events and replies out."""

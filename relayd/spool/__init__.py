@@ -1,0 +1,1 @@
+"""The spool: the only place where accepting and delivering meet."""

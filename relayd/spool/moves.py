@@ -1,0 +1,134 @@
+"""What becomes of a delivery: the rules of settling, reclaiming and wishing, as pure values.
+
+Every store asks here, so that they agree; which moves exist at all is model.NEXT.
+
+    settled   an attempt ended: recipients are counted off, the operator's wish is obeyed
+    reclaimed the holder died: back to READY, or HELD where a duplicate would be worse
+    WISHES    what an operator may ask for, from which state, and where it leads
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from relayd.spool.model import Settlement, State
+
+LEASE_S: Final = 240.0
+"""Length of a lease: longer than the longest whole send (120 s), renewed by the courier."""
+
+OPERATOR: Final = "operator"
+CORRUPT: Final = "corrupt"
+AMBIGUOUS: Final = "ambiguous"
+
+Wish = Literal["retry", "hold", "release", "delete", "resend"]
+
+WISHES: Final[Mapping[Wish, Mapping[State, State]]] = {
+    "retry": {
+        State.DEFERRED: State.READY,
+        State.HELD: State.READY,
+        State.FAILED: State.READY,
+    },
+    "hold": {State.READY: State.HELD, State.DEFERRED: State.HELD},
+    "release": {State.HELD: State.READY},
+    "delete": {
+        State.READY: State.FAILED,
+        State.DEFERRED: State.FAILED,
+        State.HELD: State.FAILED,
+        State.FAILED: State.FAILED,  # its content goes
+        State.SENT: State.SENT,  # likewise, where it was kept
+    },
+    "resend": {State.SENT: State.READY},
+}
+
+WHILE_LEASED: Final[Mapping[Wish, str]] = {
+    "hold": "hold",
+    "delete": "delete",
+    "release": "",
+    "retry": "",
+}
+"""What a wish leaves in a LEASED row for the holder's settle to obey; "" takes one back."""
+
+STARTS: Final[frozenset[Wish]] = frozenset({"retry", "release", "resend"})
+"""Wishes that lead to sending, so content must be there."""
+
+FINAL: Final = frozenset({State.SENT, State.FAILED})
+STICKY: Final = frozenset({OPERATOR, CORRUPT})
+"""HELD by these never expires: a person said so, or must look."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """Where a LEASED delivery goes.
+
+    done:         {recipient: "" sent, else why it failed}, those that are not to be tried again.
+    counted:      the attempt counts.
+    drop_content: whatever else is kept, an operator deleted this one.
+    """
+
+    state: State
+    held_by: str = ""
+    done: Mapping[str, str]
+    counted: bool = True
+    drop_content: bool = False
+
+
+def rest(recipients: tuple[str, ...], done: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the recipients still to be tried."""
+    return tuple(one for one in recipients if one not in done) if done else recipients
+
+
+def forgiven(was: State, done: Mapping[str, str]) -> dict[str, str]:
+    """Return the recipients that stay counted off when a delivery goes back to READY.
+
+    From FAILED those that were sent; from SENT (send it all again) none; else all.
+    """
+    if was is State.SENT:
+        return {}
+    if was is State.FAILED:
+        return {one: why for one, why in done.items() if not why}
+    return dict(done)
+
+
+def settled(
+    settlement: Settlement, *, recipients: tuple[str, ...], done: Mapping[str, str], wish: str
+) -> Move:
+    """Return where the holder's word, the recipients left and an operator's wish lead."""
+    known = {
+        **done,
+        **{one: why or "failed" for one, why in (settlement.failed_recipients or {}).items()},
+        **dict.fromkeys(settlement.sent_recipients, ""),
+    }
+    state, held_by = settlement.state, settlement.held_by
+    if state is State.FAILED:
+        if known:  # else all failed alike, and the state says it
+            why = settlement.text or settlement.code or "failed"
+            known.update(dict.fromkeys(rest(recipients, known), why))
+    elif state is not State.SENT and not rest(recipients, known):
+        state = State.SENT if "" in known.values() else State.FAILED
+    state, held_by, drop = _obeyed(wish, state, held_by)
+    return Move(
+        state=state,
+        held_by=held_by if state is State.HELD else "",
+        done=known,
+        counted=settlement.state is not State.READY,
+        drop_content=drop,
+    )
+
+
+def reclaimed(*, wish: str, policy: str) -> Move:
+    """Return where a delivery goes whose holder died. policy: "retry", "hold", "verify"."""
+    held = policy != "retry"  # "verify" needs somebody who can look: held until then
+    state, held_by, drop = _obeyed(
+        wish, State.HELD if held else State.READY, AMBIGUOUS if held else ""
+    )
+    return Move(state=state, held_by=held_by, done={}, drop_content=drop)
+
+
+def _obeyed(wish: str, state: State, held_by: str) -> tuple[State, str, bool]:
+    if wish == "delete" and state is not State.SENT:
+        return State.FAILED, "", True
+    if wish == "hold" and state not in FINAL:
+        return State.HELD, OPERATOR, False
+    return state, held_by, False

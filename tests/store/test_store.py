@@ -1,0 +1,645 @@
+"""What every store promises (store.py), held against each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from relayd.errors import LeaseLost, SpoolUnavailable
+from relayd.spool.model import QueueId, Settlement, State
+from tests.spooling import (
+    ALERTS,
+    FAILED,
+    OTHER,
+    RETURNED,
+    SCANS,
+    SENT,
+    Backend,
+    MemoryBackend,
+    SqliteBackend,
+    Store,
+    Taker,
+    deferred,
+    denied,
+    new_message,
+    put,
+    way,
+)
+
+LARGE = b"Subject: scan\r\n\r\n" + b"0123456789abcde\n" * 20_000
+
+
+class Make(Protocol):
+    def __call__(self, *, ambiguous: str = "retry", keep_sent_s: float = 0.0) -> Backend: ...
+
+
+@pytest.fixture(params=[MemoryBackend, SqliteBackend], ids=["memory", "sqlite"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    made: list[Backend] = []
+    kind: Callable[..., Any] = request.param
+
+    def backend(*, ambiguous: str = "retry", keep_sent_s: float = 0.0) -> Backend:
+        made.append(kind(tmp_path, ambiguous=ambiguous, keep_sent_s=keep_sent_s))
+        return made[-1]
+
+    yield backend
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def backend(make: Make) -> Backend:
+    return make()
+
+
+@pytest.fixture
+def door(backend: Backend) -> Store:
+    return backend.open()
+
+
+def state_of(backend: Backend, message: QueueId) -> tuple[State, str]:
+    found = [row[1:] for row in backend.states().values() if row[0] == message]
+    assert len(found) == 1
+    return found[0]
+
+
+def read(door: Store, message: QueueId) -> bytes:
+    with door.content(message) as pieces:
+        return b"".join(pieces)
+
+
+# -- accepting ------------------------------------------------------------------------------
+
+
+def test_a_committed_message_can_be_leased_with_its_content(backend: Backend, door: Store) -> None:
+    message = put(door, backend.clock, octets=b"Subject: x\r\n\r\nhello\r\n")
+    (lease,) = door.lease(ALERTS, limit=5)
+    assert (lease.message, lease.attempt, lease.maybe_sent) == (message, 1, False)
+    assert lease.content == b"Subject: x\r\n\r\nhello\r\n"
+    assert lease.recipients == ("admin@contoso.com",)
+    assert lease.sender == "ups@contoso.com"
+
+
+def test_a_large_message_is_read_back_in_pieces_as_it_was(backend: Backend, door: Store) -> None:
+    draft = door.draft()
+    for at in range(0, len(LARGE), 5000):
+        draft.write(LARGE[at : at + 5000])
+    draft.commit(new_message(backend.clock, octets=LARGE), deadline=backend.clock.monotonic() + 8)
+    with door.content(draft.id) as pieces:
+        found = list(pieces)
+    assert b"".join(found) == LARGE
+    assert all(1 <= len(one) <= 262_144 for one in found)
+
+
+def test_a_message_outlives_its_door(backend: Backend, door: Store) -> None:
+    message = put(door, backend.clock, octets=LARGE)
+    backend.crash(door)
+    again = backend.open()
+    assert [lease.message for lease in again.lease(ALERTS, limit=1)] == [message]
+    assert read(again, message) == LARGE
+
+
+def test_a_discarded_draft_leaves_nothing(backend: Backend, door: Store) -> None:
+    draft = door.draft()
+    draft.write(LARGE)
+    draft.discard()
+    draft.discard()
+    assert not backend.states()
+    with pytest.raises(SpoolUnavailable):
+        draft.write(b"more")
+    with pytest.raises(SpoolUnavailable):
+        draft.commit(new_message(backend.clock), deadline=backend.clock.monotonic() + 8)
+
+
+def test_discarding_after_the_commit_changes_nothing(backend: Backend, door: Store) -> None:
+    draft = door.draft()
+    draft.write(LARGE)
+    draft.commit(new_message(backend.clock, octets=LARGE), deadline=backend.clock.monotonic() + 8)
+    draft.discard()
+    assert read(door, draft.id) == LARGE
+
+
+def test_a_commit_after_its_deadline_keeps_nothing(backend: Backend, door: Store) -> None:
+    taker = Taker()
+    door.set_taker(taker)
+    draft = door.draft()
+    draft.write(b"x")
+    with pytest.raises(SpoolUnavailable):
+        draft.commit(new_message(backend.clock), deadline=backend.clock.monotonic() - 1)
+    assert not backend.states()
+    assert len(taker.spared) == taker.set_aside == 1
+
+
+def test_ids_rise_even_when_the_clock_goes_back(backend: Backend, door: Store) -> None:
+    first = door.draft().id
+    backend.clock.advance(-3600)
+    second = door.draft().id
+    put(door, backend.clock)
+    door.close()
+    assert first < second < backend.open().draft().id
+
+
+def test_one_message_may_have_more_deliveries_than_fit_its_id(
+    backend: Backend, door: Store
+) -> None:
+    ways = [way(ALERTS, f"a{number}@contoso.com") for number in range(70)]
+    message = put(door, backend.clock, *ways)
+    leases = door.lease(ALERTS, limit=100)
+    assert len({lease.delivery for lease in leases}) == 70
+    for lease in leases[:-1]:
+        door.settle(lease, SENT)
+    assert read(door, message)
+    door.settle(leases[-1], SENT)
+    with pytest.raises(SpoolUnavailable):
+        read(door, message)
+
+
+# -- born leased ----------------------------------------------------------------------------
+
+
+def test_a_wanted_delivery_is_born_leased_and_taken_after_the_commit(
+    backend: Backend, door: Store
+) -> None:
+    taker = Taker()
+    door.set_taker(taker)
+    message = put(door, backend.clock, octets=b"x")
+    (lease,) = taker.taken
+    assert (lease.message, lease.content, lease.fence, lease.attempt) == (message, b"x", 1, 1)
+    assert state_of(backend, message)[0] is State.LEASED
+    assert not door.lease(ALERTS, limit=1)
+    assert not taker.offered
+    door.settle(lease, SENT)
+    assert state_of(backend, message)[0] is State.SENT
+
+
+def test_an_unwanted_delivery_is_ready_and_offered(backend: Backend, door: Store) -> None:
+    taker = Taker(wanted=False)
+    door.set_taker(taker)
+    put(door, backend.clock, way(ALERTS), way(SCANS))
+    assert taker.offered == [ALERTS, SCANS]
+    assert door.work().mailboxes == (ALERTS, SCANS)
+
+
+# -- leasing --------------------------------------------------------------------------------
+
+
+def test_priority_goes_first_then_age(backend: Backend, door: Store) -> None:
+    order = []
+    for priority in (2, 1, 0, 1):
+        order.append((priority, put(door, backend.clock, priority=priority)))
+        backend.clock.advance(1)
+    leases = door.lease(ALERTS, limit=10)
+    assert [lease.message for lease in leases] == [message for _, message in sorted(order)]
+
+
+def test_at_most_limit_are_leased(backend: Backend, door: Store) -> None:
+    for _ in range(3):
+        put(door, backend.clock)
+    assert len(door.lease(ALERTS, limit=2)) == 2
+    assert len(door.lease(ALERTS, limit=0)) == 0
+    assert len(door.lease(ALERTS, limit=2)) == 1
+
+
+def test_two_doors_never_hold_the_same_delivery(backend: Backend, door: Store) -> None:
+    other = backend.open()
+    for _ in range(4):
+        put(door, backend.clock)
+    held = [*door.lease(ALERTS, limit=2), *other.lease(ALERTS, limit=4)]
+    assert len({lease.delivery for lease in held}) == 4
+
+
+def test_work_names_mailboxes_best_first_and_the_next_moment(backend: Backend, door: Store) -> None:
+    put(door, backend.clock, way(SCANS), priority=2)
+    put(door, backend.clock, way(OTHER), priority=0)
+    put(door, backend.clock, way(ALERTS))
+    assert door.work().mailboxes == (OTHER, ALERTS, SCANS)
+    assert door.work().next_due_at is None
+    (lease,) = door.lease(OTHER, limit=1)
+    later = deferred(backend.clock, 60)
+    door.settle(lease, later)
+    assert door.work().mailboxes == (ALERTS, SCANS)
+    assert door.work().next_due_at == later.due_at
+    backend.clock.advance(61)
+    assert door.work().mailboxes == (OTHER, ALERTS, SCANS)
+
+
+def test_a_renewed_lease_outlives_its_first_end(backend: Backend, door: Store) -> None:
+    put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    backend.clock.advance(200)
+    renewed = door.renew(lease)
+    assert renewed.expires_boottime > lease.expires_boottime
+    backend.clock.advance(100)
+    assert door.reclaim() == 0
+    backend.clock.advance(200)
+    assert door.reclaim() == 1
+    with pytest.raises(LeaseLost):
+        door.renew(renewed)
+
+
+# -- settling -------------------------------------------------------------------------------
+
+
+def test_sent_is_kept_as_history_without_content(backend: Backend, door: Store) -> None:
+    message = put(door, backend.clock, octets=LARGE)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, SENT)
+    assert state_of(backend, message) == (State.SENT, "")
+    assert backend.journal(lease.delivery) == ["sent"]
+    with pytest.raises(SpoolUnavailable):
+        read(door, message)
+
+
+@pytest.mark.parametrize("octets", [b"small", LARGE], ids=["small", "large"])
+def test_content_stays_until_every_delivery_is_sent(
+    backend: Backend, door: Store, octets: bytes
+) -> None:
+    message = put(door, backend.clock, way(ALERTS), way(SCANS), octets=octets)
+    (first,), (second,) = door.lease(ALERTS, limit=1), door.lease(SCANS, limit=1)
+    door.settle(first, SENT)
+    assert read(door, message) == octets
+    door.settle(second, SENT)
+    with pytest.raises(SpoolUnavailable):
+        read(door, message)
+
+
+def test_failed_keeps_its_content(backend: Backend, door: Store) -> None:
+    message = put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, FAILED)
+    assert state_of(backend, message)[0] is State.FAILED
+    assert read(door, message)
+
+
+def test_deferred_waits_until_it_is_due_and_counts_the_attempt(
+    backend: Backend, door: Store
+) -> None:
+    put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, deferred(backend.clock, 60))
+    assert not door.lease(ALERTS, limit=1)
+    backend.clock.advance(61)
+    (again,) = door.lease(ALERTS, limit=1)
+    assert (again.attempt, again.maybe_sent) == (2, False)
+    assert again.fence > lease.fence
+
+
+def test_returned_counts_no_attempt(backend: Backend, door: Store) -> None:
+    put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, RETURNED)
+    (again,) = door.lease(ALERTS, limit=1)
+    assert again.attempt == 1
+
+
+def test_an_ambiguous_outcome_is_remembered(backend: Backend, door: Store) -> None:
+    put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(
+        lease,
+        Settlement(state=State.DEFERRED, outcome="ambiguous", due_at=backend.clock.utcnow()),
+    )
+    (again,) = door.lease(ALERTS, limit=1)
+    assert again.maybe_sent
+
+
+def test_a_settled_lease_cannot_be_settled_again(backend: Backend, door: Store) -> None:
+    put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, RETURNED)
+    with pytest.raises(LeaseLost):
+        door.settle(lease, SENT)
+    (again,) = door.lease(ALERTS, limit=1)
+    with pytest.raises(LeaseLost):
+        door.settle(lease, SENT)
+    door.settle(again, SENT)
+
+
+def test_only_the_recipients_left_are_offered_again(backend: Backend, door: Store) -> None:
+    put(door, backend.clock, way(ALERTS, "a@x.org", "b@x.org", "c@x.org"))
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(
+        lease,
+        Settlement(
+            state=State.DEFERRED,
+            outcome="deferred",
+            due_at=backend.clock.utcnow(),
+            failed_recipients={"b@x.org": "no such mailbox"},
+            sent_recipients=("a@x.org",),
+        ),
+    )
+    (again,) = door.lease(ALERTS, limit=1)
+    assert again.recipients == ("c@x.org",)
+
+
+@pytest.mark.parametrize(
+    ("sent", "ends"), [(("a@x.org",), State.SENT), ((), State.FAILED)], ids=["some", "none"]
+)
+def test_with_no_recipient_left_it_ends_by_whether_any_was_sent(
+    backend: Backend, door: Store, sent: tuple[str, ...], ends: State
+) -> None:
+    message = put(door, backend.clock, way(ALERTS, "a@x.org", "b@x.org"))
+    (lease,) = door.lease(ALERTS, limit=1)
+    failed = {one: "no" for one in ("a@x.org", "b@x.org") if one not in sent}
+    door.settle(
+        lease,
+        Settlement(
+            state=State.DEFERRED,
+            outcome="failed",
+            due_at=backend.clock.utcnow(),
+            failed_recipients=failed,
+            sent_recipients=sent,
+        ),
+    )
+    assert state_of(backend, message)[0] is ends
+
+
+# -- holds ----------------------------------------------------------------------------------
+
+
+def test_a_hold_keeps_back_what_is_like_it_and_nothing_else(backend: Backend, door: Store) -> None:
+    refused = put(door, backend.clock)
+    waiting = put(door, backend.clock)
+    other = put(door, backend.clock, way(ALERTS, header_from="nas@contoso.com"))
+    (lease,) = door.lease(ALERTS, limit=1)
+    assert lease.message == refused
+    door.settle(lease, denied(backend.clock))
+    (hold,) = door.holds()
+    assert (hold.mailbox, hold.header_from, hold.cause) == (
+        ALERTS,
+        "ups@contoso.com",
+        "ErrorSendAsDenied",
+    )
+    assert [one.message for one in door.lease(ALERTS, limit=5)] == [other]
+    taker = Taker()
+    door.set_taker(taker)
+    born = put(door, backend.clock)
+    assert not taker.set_aside
+    for message in (refused, waiting, born):
+        assert state_of(backend, message) == (State.HELD, "ErrorSendAsDenied")
+
+
+def test_a_hold_is_seen_by_the_other_doors(backend: Backend, door: Store) -> None:
+    other = backend.open()
+    put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, denied(backend.clock))
+    other.work()
+    assert [hold.cause for hold in other.holds()] == ["ErrorSendAsDenied"]
+    assert state_of(backend, put(other, backend.clock))[0] is State.HELD
+
+
+def test_one_probe_goes_when_the_hold_says_so_and_its_success_frees_all(
+    backend: Backend, door: Store
+) -> None:
+    put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, denied(backend.clock, 1800))
+    messages = [put(door, backend.clock) for _ in range(3)]
+    assert door.work().mailboxes == ()
+    assert door.work().next_due_at == denied(backend.clock, 1800).due_at
+    backend.clock.advance(1801)
+    assert door.work().mailboxes == (ALERTS,)
+    (probe,) = door.lease(ALERTS, limit=5)
+    assert probe.delivery == lease.delivery
+    assert not door.lease(ALERTS, limit=5)
+    taker = Taker()
+    door.set_taker(taker)
+    door.settle(probe, SENT)
+    assert not door.holds()
+    assert taker.offered == [ALERTS]
+    assert [one.message for one in door.lease(ALERTS, limit=5)] == messages
+
+
+def test_a_probe_that_is_refused_waits_for_the_next(backend: Backend, door: Store) -> None:
+    put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, denied(backend.clock, 1800))
+    backend.clock.advance(1801)
+    (probe,) = door.lease(ALERTS, limit=1)
+    door.settle(probe, denied(backend.clock, 1800))
+    (hold,) = door.holds()
+    assert hold.probe_at == denied(backend.clock, 1800).due_at
+    assert not door.lease(ALERTS, limit=1)
+
+
+def test_a_hold_that_holds_nothing_goes_when_it_is_due(backend: Backend, door: Store) -> None:
+    message = put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, denied(backend.clock, 60))
+    door.delete([message])
+    backend.clock.advance(61)
+    assert not door.lease(ALERTS, limit=1)
+    assert not door.holds()
+    assert door.work().mailboxes == ()
+
+
+def test_held_without_a_moment_makes_no_hold(backend: Backend, door: Store) -> None:
+    message = put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, Settlement(state=State.HELD, outcome="ambiguous", held_by="ambiguous"))
+    assert state_of(backend, message) == (State.HELD, "ambiguous")
+    assert not door.holds()
+
+
+# -- crashes --------------------------------------------------------------------------------
+
+
+def test_a_dead_holders_lease_comes_back_as_maybe_sent(backend: Backend, door: Store) -> None:
+    put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    survivor = backend.open()
+    assert survivor.reclaim() == 0
+    backend.crash(door)
+    assert survivor.reclaim() == 1
+    (again,) = survivor.lease(ALERTS, limit=1)
+    assert (again.delivery, again.maybe_sent, again.attempt) == (lease.delivery, True, 2)
+    assert "ambiguous" in backend.journal(lease.delivery)
+    with pytest.raises(LeaseLost):
+        survivor.settle(lease, SENT)
+
+
+def test_where_duplicates_are_worse_the_dead_holders_mail_is_held(make: Make) -> None:
+    backend = make(ambiguous="hold")
+    door = backend.open()
+    message = put(door, backend.clock)
+    door.lease(ALERTS, limit=1)
+    backend.crash(door)
+    assert backend.open().reclaim() == 1
+    assert state_of(backend, message) == (State.HELD, "ambiguous")
+
+
+def test_an_expired_lease_comes_back_though_its_holder_lives(backend: Backend, door: Store) -> None:
+    put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    backend.clock.advance(241)
+    assert door.reclaim() == 1
+    with pytest.raises(LeaseLost):
+        door.settle(lease, SENT)
+
+
+# -- operators ------------------------------------------------------------------------------
+
+
+def test_hold_and_release(backend: Backend, door: Store) -> None:
+    message = put(door, backend.clock)
+    assert door.hold([message, QueueId(4096)]) == 1
+    assert state_of(backend, message) == (State.HELD, "operator")
+    assert not door.lease(ALERTS, limit=1)
+    assert door.release([message]) == 1
+    assert len(door.lease(ALERTS, limit=1)) == 1
+
+
+def test_delete_gives_up_and_drops_the_content(backend: Backend, door: Store) -> None:
+    message = put(door, backend.clock, octets=LARGE)
+    assert door.delete([message]) == 1
+    assert state_of(backend, message)[0] is State.FAILED
+    with pytest.raises(SpoolUnavailable):
+        read(door, message)
+    assert door.retry([message]) == 0
+
+
+def test_retry_makes_deferred_and_failed_mail_ready(backend: Backend, door: Store) -> None:
+    first, second = put(door, backend.clock), put(door, backend.clock)
+    one, two = door.lease(ALERTS, limit=2)
+    door.settle(one, deferred(backend.clock, 3000))
+    door.settle(two, FAILED)
+    assert door.retry([first, second]) == 2
+    assert len(door.lease(ALERTS, limit=2)) == 2
+
+
+def test_retry_of_held_mail_probes_its_hold_now(backend: Backend, door: Store) -> None:
+    message = put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, denied(backend.clock, 1800))
+    assert door.retry([message]) == 1
+    assert len(door.lease(ALERTS, limit=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("settlement", "wish", "ends"),
+    [
+        (RETURNED, "hold", (State.HELD, "operator")),
+        (RETURNED, "delete", (State.FAILED, "")),
+        (FAILED, "delete", (State.FAILED, "")),
+        (SENT, "hold", (State.SENT, "")),
+        (SENT, "delete", (State.SENT, "")),
+    ],
+)
+def test_a_wish_made_while_it_was_leased_is_obeyed_at_settle(
+    backend: Backend,
+    door: Store,
+    settlement: Settlement,
+    wish: str,
+    ends: tuple[State, str],
+) -> None:
+    message = put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    assert getattr(door, wish)([message]) == 1
+    assert state_of(backend, message)[0] is State.LEASED
+    door.settle(lease, settlement)
+    assert state_of(backend, message) == ends
+
+
+def test_a_wish_can_be_taken_back_while_it_is_leased(backend: Backend, door: Store) -> None:
+    message = put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.hold([message])
+    door.release([message])
+    door.settle(lease, RETURNED)
+    assert state_of(backend, message) == (State.READY, "")
+
+
+def test_resend_needs_kept_content(make: Make) -> None:
+    backend = make(keep_sent_s=3600)
+    door = backend.open()
+    message = put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, SENT)
+    assert door.resend([message]) == 1
+    (again,) = door.lease(ALERTS, limit=1)
+    door.settle(again, SENT)
+    backend.clock.advance(3601)
+    door.sweep()
+    assert door.resend([message]) == 0
+
+
+def test_hasten_makes_an_upstreams_deferred_mail_due(backend: Backend, door: Store) -> None:
+    put(door, backend.clock)
+    put(door, backend.clock, way(OTHER))
+    for box in (ALERTS, OTHER):
+        (lease,) = door.lease(box, limit=1)
+        door.settle(lease, deferred(backend.clock, 3000))
+    assert door.hasten("contoso") == 1
+    assert door.work().mailboxes == (ALERTS,)
+
+
+def test_mail_of_a_removed_upstream_is_held_until_it_is_back(backend: Backend, door: Store) -> None:
+    message = put(door, backend.clock)
+    assert door.adopt(["fabrikam"]) == 1
+    assert state_of(backend, message) == (State.HELD, "upstream contoso not configured")
+    assert door.adopt(["contoso", "fabrikam"]) == 1
+    assert len(door.lease(ALERTS, limit=1)) == 1
+
+
+# -- upkeep ---------------------------------------------------------------------------------
+
+
+def test_what_is_too_old_is_given_up_and_told(backend: Backend, door: Store) -> None:
+    old = put(door, backend.clock, max_age_s=60)
+    held = put(door, backend.clock, max_age_s=60)
+    young = put(door, backend.clock, max_age_s=7200)
+    door.hold([held])
+    backend.clock.advance(61)
+    (expired,) = door.sweep()
+    assert (expired.message, expired.mailbox, expired.sender) == (old, ALERTS, "ups@contoso.com")
+    assert state_of(backend, old)[0] is State.FAILED
+    assert state_of(backend, held) == (State.HELD, "operator")
+    assert [lease.message for lease in door.lease(ALERTS, limit=5)] == [young]
+
+
+def test_a_leased_message_does_not_expire(backend: Backend, door: Store) -> None:
+    message = put(door, backend.clock, max_age_s=60)
+    door.lease(ALERTS, limit=1)
+    backend.clock.advance(61)
+    assert door.sweep() == ()
+    assert state_of(backend, message)[0] is State.LEASED
+
+
+def test_failed_content_then_history_go_when_their_time_is_over(
+    backend: Backend, door: Store
+) -> None:
+    sent, failed = put(door, backend.clock), put(door, backend.clock)
+    one, two = door.lease(ALERTS, limit=2)
+    door.settle(one, SENT)
+    door.settle(two, FAILED)
+    door.sweep()
+    assert read(door, failed)
+    backend.clock.advance(31 * 86_400)
+    door.sweep()
+    with pytest.raises(SpoolUnavailable):
+        read(door, failed)
+    assert {row[0] for row in backend.states().values()} == {sent, failed}
+    backend.clock.advance(60 * 86_400)
+    door.sweep()
+    assert not backend.states()
+
+
+def test_retried_after_its_time_a_message_gets_a_new_one(backend: Backend, door: Store) -> None:
+    message = put(door, backend.clock, max_age_s=60)
+    backend.clock.advance(61)
+    door.sweep()
+    assert door.retry([message]) == 1
+    assert door.sweep() == ()
+    (lease,) = door.lease(ALERTS, limit=1)
+    assert lease.expires_at > backend.clock.utcnow()
+
+
+def test_a_closed_door_refuses(backend: Backend, door: Store) -> None:
+    door.close()
+    door.close()
+    with pytest.raises(SpoolUnavailable):
+        door.work()

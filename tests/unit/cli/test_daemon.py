@@ -1,0 +1,297 @@
+"""check, status, reload, stop and version say what is, and what to do when it is not well."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from relayd.cli import daemon
+from relayd.cli.main import main
+from relayd.errors import ConfigError
+from relayd.master.frames import Decoder, Frame, done, encode, refused
+
+STATUS: Frame = {
+    "version": "0.1.0",
+    "pid": 4,
+    "state": "running",
+    "up_s": 7500.0,
+    "config": "/etc/relayd/relayd.toml",
+    "reload": {"result": "refused", "problems": ["upstream.a: no\x1b[2J"]},
+    "processes": [
+        {"kind": "cached", "number": 0, "pid": 5, "state": "ready", "up_s": 60, "connections": 0},
+        {"kind": "worker", "number": 1, "pid": 6, "state": "ready", "up_s": 60, "silent_s": 12},
+    ],
+    "listeners": [{"name": "lan", "address": "0.0.0.0:25", "origin": "bound"}],
+    "queue": {"ready": 2, "held": 1, "failed": 0},
+    "oldest_s": 130.0,
+    "upstreams_configured": 1,
+    "upstreams": {
+        "contoso": {
+            "state": "down",
+            "cause": "7000215",
+            "token_expires_s": 600,
+            "held": {"no such mailbox": 1},
+        }
+    },
+    "warnings": ["device.a: a whole /8 may send"],
+    "errors": [{"at": "2026-11-20T10:00:00Z", "event": "child.died", "text": "worker 1"}],
+}
+
+
+class Master:
+    """Answers one control request after another with a fixed reply."""
+
+    def __init__(self, folder: Path) -> None:
+        self.reply: Frame = done(STATUS)
+        self.requests: list[dict[str, object]] = []
+        self._sock = socket.socket(socket.AF_UNIX)
+        self._sock.bind(str(folder / "control.sock"))
+        self._sock.listen()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                sock, _ = self._sock.accept()
+            except OSError:
+                return
+            with sock:
+                for request in Decoder().feed(sock.recv(65536)):
+                    self.requests.append(dict(request))
+                    sock.sendall(encode(self.reply))
+
+    def close(self) -> None:
+        self._sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)
+        self._sock.close()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "relayd.toml"
+    path.write_text(f'[server]\nruntime_dir = "{tmp_path}"\n')
+    return str(path)
+
+
+@pytest.fixture
+def master(tmp_path: Path) -> Iterator[Master]:
+    master = Master(tmp_path)
+    yield master
+    master.close()
+
+
+def test_the_status_shows_what_an_operator_needs(
+    master: Master, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--config", config, "status"]) == 0
+    out = capsys.readouterr().out
+    for wanted in (
+        "running, up 2 h 5 min",
+        "worker 1",
+        "silent for 12 s",
+        "0.0.0.0:25",
+        "2 ready, 1 held",
+        "oldest     2 min",
+        "down: 7000215",
+        "good for 10 min",
+        "1 (no such mailbox)",
+        "a whole /8 may send",
+        "child.died",
+        "the last reload was refused",
+        "upstream.a: no\\x1b[2J",
+    ):
+        assert wanted in out
+    assert "failed" not in out
+
+
+def test_the_status_as_json_is_what_the_master_said(
+    master: Master, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", "--json", "--config", config]) == 0
+    assert json.loads(capsys.readouterr().out) == STATUS
+    assert master.requests == [{"v": 1, "command": "status"}]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({}, "no listener: nobody can send"),
+        ({}, "no upstream yet"),
+        ({}, "queue      not known yet"),
+        ({"queue": {"ready": 0}}, "queue      empty"),
+        ({"upstreams_configured": 1}, "upstreams  not known yet"),
+        ({"upstreams_configured": 1, "upstreams": {"a": "strange"}}, "strange"),
+        (
+            {"upstreams_configured": 1, "upstreams": {"a": {"state": "up", "token_expires_s": -1}}},
+            "expired",
+        ),
+        ({"errors": ["only text"]}, "only text"),
+        (
+            {"upstreams_configured": 1, "upstreams": {"a": {"state": "up", "held_messages": 1}}},
+            "1 message",
+        ),
+        (
+            {
+                "upstreams_configured": 1,
+                "upstreams": {"a": {"state": "up", "held_messages": 7, "held": {"X": 1}}},
+            },
+            "7 messages: 1 (X)",
+        ),
+        (
+            {
+                "upstreams_configured": 1,
+                "upstreams": {"a": {"state": "down", "why": "It is away.", "do": "Look.\x1b[2J"}},
+            },
+            "  why It is away.\n  do  Look.\\x1b[2J",
+        ),
+    ],
+)
+def test_what_is_missing_in_an_answer_is_said_or_left_out(answer: Frame, words: str) -> None:
+    assert words in "\n".join(daemon.status_lines(answer))
+
+
+@pytest.mark.parametrize("command", ["status", "reload", "stop"])
+def test_not_running_says_how_to_start_it_and_where_its_last_words_are(
+    command: str, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(["--config", config, command])
+    assert leaving.value.code == 69
+    err = capsys.readouterr().err
+    assert "relayd is not running" in err
+    assert "systemctl start relayd" in err
+    assert "journalctl -u relayd" in err
+
+
+def test_not_allowed_says_who_may(
+    master: Master, config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relayd.master.client.encode", lambda _frame: _no())
+    with pytest.raises(SystemExit) as leaving:
+        main(["--config", config, "status"])
+    assert leaving.value.code == 69
+    assert "group relayd-admin" in capsys.readouterr().err
+
+
+def _no() -> bytes:
+    raise PermissionError
+
+
+def test_a_reload_that_is_taken_says_so(
+    master: Master, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    master.reply = done({"generation": 2, "workers": 3})
+    assert main(["--config", config, "reload"]) == 0
+    assert "3 workers serve with the new configuration" in capsys.readouterr().out
+
+
+def test_a_reload_that_is_refused_shows_every_problem_and_exits_1(
+    master: Master, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    master.reply = refused("the old one stays", problems=["one", "two"])
+    assert main(["--config", config, "reload"]) == 1
+    assert capsys.readouterr().err == "relayd: the old one stays\n  one\n  two\n"
+    assert main(["--config", config, "--json", "reload"]) == 1
+    assert json.loads(capsys.readouterr().out)["problems"] == ["one", "two"]
+
+
+def test_a_refusal_exits_with_the_code_it_names(master: Master, config: str) -> None:
+    master.reply = refused("no worker", exit_code=69)
+    with pytest.raises(SystemExit) as leaving:
+        main(["--config", config, "status"])
+    assert leaving.value.code == 69
+
+
+def test_a_stop_waits_and_passes_fast_on(
+    master: Master, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    master.reply = done()
+    assert main(["--config", config, "stop", "--fast"]) == 0
+    assert main(["--config", config, "--json", "stop"]) == 0
+    assert [request["fast"] for request in master.requests] == [True, False]
+    assert capsys.readouterr().out == 'stopped\n{"ok": true}\n'
+
+
+def test_a_later_file_says_where_the_relay_runs(tmp_path: Path) -> None:
+    config = tmp_path / "relayd.toml"
+    config.write_text('[server]\nruntime_dir = "/run/one"\n')
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d/a.toml").write_text('[server]\nruntime_dir = "/run/two"\n')
+    (tmp_path / "conf.d/b.toml").write_text("[limits]\nmax_errors = 3\n")
+    assert daemon.runtime_dir_of(str(config)) == ("/run/two", "")
+
+
+@pytest.mark.parametrize("text", ["[server\n", "server = 3\n", "\xff", "[server]\nruntime_dir = 3"])
+def test_a_broken_configuration_blinds_nobody(text: str, tmp_path: Path) -> None:
+    config = tmp_path / "relayd.toml"
+    config.write_bytes(text.encode("latin-1"))
+    runtime_dir, _ = daemon.runtime_dir_of(str(config))
+    assert runtime_dir == "/run/relayd"
+
+
+def test_a_broken_configuration_is_mentioned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "relayd.toml"
+    config.write_text("[server\n")
+    assert daemon.control_path(str(config)) == "/run/relayd/control.sock"
+    err = capsys.readouterr().err
+    assert str(config) in err
+    assert "looking in /run/relayd" in err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_configuration_that_may_not_be_read_is_no_trouble(tmp_path: Path) -> None:
+    config = tmp_path / "relayd.toml"
+    config.write_text("")
+    config.chmod(0)
+    assert daemon.runtime_dir_of(str(config)) == ("/run/relayd", "")
+
+
+class Checked:
+    def __init__(self, *warnings: str) -> None:
+        self.warnings = list(warnings)
+
+
+def test_a_check_prints_every_problem_and_exits_78(
+    config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(path: str) -> Checked:
+        raise ConfigError(["a: one\x1b", "b: two"])
+
+    monkeypatch.setattr("relayd.check.check", check)
+    assert main(["--config", config, "check"]) == 78
+    out = capsys.readouterr().out
+    assert "a: one\\x1b" in out
+    assert "b: two" in out
+    assert "2 problems" in out
+    assert main(["--config", config, "check", "--json"]) == 78
+    assert json.loads(capsys.readouterr().out)["ok"] is False
+
+
+def test_a_good_check_is_ok_with_its_warnings(
+    config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relayd.check.check", lambda _path: Checked("a wide network"))
+    assert main(["--config", config, "check"]) == 0
+    out = capsys.readouterr().out
+    assert "warning  a wide network" in out
+    assert f"{config} can be used" in out
+
+
+def test_several_answers_are_yielded_one_by_one(master: Master, config: str) -> None:
+    import argparse  # noqa: PLC0415  only here
+
+    master.reply = done({"n": 1})
+    options = argparse.Namespace(config=config)
+    assert list(daemon.ask_each(options, {"command": "queue.list"})) == [{"n": 1}]
+    master.reply = refused("no")
+    with pytest.raises(SystemExit):
+        list(daemon.ask_each(options, {"command": "queue.list"}))

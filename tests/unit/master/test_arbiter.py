@@ -1,0 +1,89 @@
+"""The loop starts cached first, obeys signals, survives its own bugs and stops workers first."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from relayd.master.crew import Life
+from relayd.master.frames import done
+from relayd.master.house import Phase
+from tests.masters import A_CLIENT, Master, a_master
+
+pytestmark = [pytest.mark.slow(1), pytest.mark.timeout(60)]
+
+
+@pytest.fixture
+def master(tmp_path: Path) -> Iterator[Master]:
+    yield from a_master(tmp_path)
+
+
+def test_cached_is_first_and_the_workers_follow(master: Master) -> None:
+    master.arbiter._begin()
+    assert master.house.household.crews == [master.house.cached]
+    assert master.arbiter.state() == "starting"
+    master.until(lambda: master.house.current in master.house.household.crews)
+    assert master.house.cached.is_ready
+    master.until(lambda: master.house.phase is Phase.RUNNING)
+    assert master.arbiter.state() == "running"
+    assert "relay.ready" in master.log()
+
+
+def test_workers_do_not_wait_for_a_cached_that_hangs(master: Master) -> None:
+    master.arbiter._begin()
+    master.arbiter._head_start_until = 0.0
+    master.until(lambda: master.house.current in master.house.household.crews)
+
+
+def test_a_stop_drains_the_workers_and_then_cached(master: Master) -> None:
+    master.start()
+    (worker,) = master.house.current.children()
+    (cached,) = master.house.cached.children()
+    master.arbiter.act_on(signal.SIGTERM)
+    assert (worker.life, cached.life) == (Life.DRAINING, Life.READY)
+    master.until(master.arbiter._is_over)
+    assert cached.life is Life.DRAINING
+
+
+def test_stopping_twice_or_fast_is_a_matter_of_seconds(master: Master) -> None:
+    master.start()
+    (worker,) = master.house.current.children()
+    master.arbiter.act_on(signal.SIGTERM)
+    patient = worker.deadline
+    master.arbiter.act_on(signal.SIGTERM)
+    assert worker.deadline <= patient
+    master.until(master.arbiter._is_over)
+
+
+def test_who_asked_for_the_stop_hears_at_its_end(master: Master) -> None:
+    master.start()
+    master.arbiter.ask_stop(A_CLIENT, fast=True)
+    master.until(master.arbiter._is_over)
+    assert master.replies == []
+    master.arbiter._end()
+    assert master.replies == [done()]
+
+
+def test_one_worker_more_and_one_less(master: Master) -> None:
+    master.start()
+    master.arbiter.act_on(signal.SIGTTIN)
+    master.until(lambda: len(master.house.current.ready()) == 2)
+    master.arbiter.act_on(signal.SIGTTOU)
+    master.until(lambda: len(master.pids()) == 2)
+    assert master.house.current.size == 1
+
+
+def test_a_bug_is_logged_and_the_loop_goes_on(master: Master) -> None:
+    master.arbiter._tell_fault(RuntimeError("oh"))
+    assert "master.fault" in master.log()
+    assert "RuntimeError: oh" in master.log()
+
+
+def test_nothing_to_do_means_waiting_and_something_wanted_means_none(master: Master) -> None:
+    master.start()
+    assert master.arbiter._patience_s() >= 0.0
+    master.arbiter.act_on(signal.SIGHUP)
+    assert master.arbiter._patience_s() == 0.0

@@ -1,0 +1,94 @@
+"""A child is told all of its birth, and its configuration is its own to read."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from relayd.config import codec
+from relayd.config.model import Config, Limits
+from relayd.master import spawn
+from relayd.master.board import Board
+from relayd.master.channel import Channel
+from relayd.master.checker import Loaded, sealed
+from relayd.master.child import ChildContext
+from relayd.master.children import give_birth
+from relayd.master.crew import Crew
+from relayd.master.settings import parse
+from relayd.master.sockets import Bound
+
+PATIENCE_S = 20.0
+
+
+def tell(context: ChildContext) -> int:
+    """Be a child: say over the channel what it was told."""
+    config = codec.loads(os.read(context.config_fd, 1 << 20))
+    with socket.socket(fileno=context.channel_fd) as sock:
+        names = []
+        for name, fd in context.listeners:
+            with socket.socket(fileno=fd) as listener:
+                names.append([name, listener.getsockname()[1], os.get_blocking(fd)])
+        Channel(sock).send(
+            {
+                "kind": context.kind,
+                "number": context.number,
+                "serial": context.serial,
+                "limit": config.limits.max_connections,
+                "listeners": names,
+                "entered": [context.pulse.enter("ups"), context.pulse.enter("ups")],
+                "title": Path("/proc/self/cmdline").read_text().rstrip("\0"),
+            }
+        )
+    return 4
+
+
+def test_a_worker_knows_its_number_listeners_limits_and_configuration() -> None:
+    octets = codec.dumps(Config(limits=Limits(max_connections=9, max_connections_per_device=1)))
+    loaded = Loaded(parse(octets), sealed(octets))
+    board = Board()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        crew = Crew("worker", 1, loaded, (Bound("lan", "x", listener),), 2)
+        for serial in (5, 6):
+            child = give_birth(
+                crew,
+                2,
+                serial=serial,
+                row=3,
+                board=board,
+                entry=f"{__name__}:tell",
+                now=0.0,
+                mine=[],
+            )
+            assert os.waitstatus_to_exitcode(spawn.wait(child.pid, PATIENCE_S)) == 4
+            packet = child.channel.receive()
+            assert packet is not None
+            assert packet.members == {
+                "kind": "worker",
+                "number": 2,
+                "serial": serial,
+                "limit": 9,
+                "listeners": [["lan", listener.getsockname()[1], False]],
+                "entered": [True, False],
+                "title": "relayd: worker 2",
+            }
+            assert board.connections(3) == 1
+            board.clear(3)
+            child.channel.close()
+    loaded.close()
+
+
+def test_cached_gets_no_listener() -> None:
+    octets = codec.dumps(Config())
+    loaded = Loaded(parse(octets), sealed(octets))
+    crew = Crew("cached", 1, loaded, (), 1)
+    child = give_birth(
+        crew, 0, serial=1, row=0, board=Board(), entry=f"{__name__}:tell", now=0.0, mine=[]
+    )
+    spawn.wait(child.pid, PATIENCE_S)
+    packet = child.channel.receive()
+    assert packet is not None
+    assert (packet.members["listeners"], packet.members["title"]) == ([], "relayd: cached")
+    child.channel.close()
+    loaded.close()

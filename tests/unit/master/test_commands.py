@@ -1,0 +1,151 @@
+"""What is in the table is done, what is not goes to a worker, what makes no sense is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from relayd.clock import FakeClock
+from relayd.config.model import Config
+from relayd.master.checker import Loaded
+from relayd.master.commands import Commands
+from relayd.master.control import Client, Peer
+from relayd.master.crew import Crew
+from relayd.master.frames import Frame, Garbage, Json
+from relayd.master.house import House, Phase
+from relayd.master.report import Troubles
+from relayd.master.settings import select
+
+CLIENT = cast("Client", SimpleNamespace(peer=Peer(pid=9, uid=1000)))
+
+
+class Loop:
+    """Remembers what it was asked to do; `worker` says whether one takes a packet."""
+
+    def __init__(self) -> None:
+        self.done: list[object] = []
+        self.replies: list[Frame] = []
+        self.worker: bool | Exception = True
+        loaded = Loaded(select(Config()), fd=-1)
+        self.house = cast("House", self._house(loaded))
+
+    def _house(self, loaded: Loaded) -> Any:
+        return SimpleNamespace(
+            control=SimpleNamespace(
+                reply=lambda _client, frame: self.replies.append(frame),
+                hand_over=lambda _client, send: send(77),
+            ),
+            household=SimpleNamespace(send_to_worker=self._send),
+            current=Crew("worker", 1, loaded, (), 2),
+            phase=Phase.RUNNING,
+            clock=FakeClock(),
+            troubles=Troubles(),
+        )
+
+    def _send(self, _crew: Crew, packet: Frame, fds: tuple[int, ...]) -> bool:
+        if isinstance(self.worker, Exception):
+            raise self.worker
+        self.done.append((packet, fds))
+        return self.worker
+
+    def state(self) -> str:
+        return "running"
+
+    def last_reload(self) -> Frame:
+        return {}
+
+    def ask_reload(self, client: Client) -> None:
+        self.done.append("reload")
+
+    def ask_stop(self, client: Client, *, fast: bool) -> None:
+        self.done.append(("stop", fast))
+
+    def act_on(self, number: int) -> None:
+        self.done.append(number)
+
+    def resize(self, change: int) -> int:
+        return 2 + change
+
+
+@pytest.fixture
+def loop() -> Loop:
+    return Loop()
+
+
+def ask(loop: Loop, **request: Json) -> Frame | None:
+    Commands(loop).answer(CLIENT, dict(request))
+    return loop.replies[-1] if loop.replies else None
+
+
+@pytest.mark.parametrize(
+    ("command", "what"), [("reopen", signal.SIGUSR1), ("upgrade", signal.SIGUSR2)]
+)
+def test_some_commands_are_what_a_signal_is(loop: Loop, command: str, what: int) -> None:
+    reply = ask(loop, command=command)
+    assert reply is not None
+    assert reply["ok"] is True
+    assert loop.done == [what]
+
+
+def test_a_ping_tells_who_is_there(loop: Loop) -> None:
+    reply = ask(loop, command="ping")
+    assert reply is not None
+    assert cast("Frame", reply["result"])["pid"] == os.getpid()
+
+
+def test_a_stop_is_answered_later_and_fast_only_when_true(loop: Loop) -> None:
+    assert ask(loop, command="stop", fast=True) is None
+    assert ask(loop, command="stop", fast="yes") is None
+    assert loop.done == [("stop", True), ("stop", False)]
+
+
+def test_a_reload_is_answered_later_but_not_while_stopping(loop: Loop) -> None:
+    assert ask(loop, command="reload") is None
+    loop.house.phase = Phase.STOPPING
+    reply = ask(loop, command="reload")
+    assert reply is not None
+    assert reply["exit"] == 69
+    assert loop.done == ["reload"]
+
+
+@pytest.mark.parametrize("change", [0, 2, "1", None, 1.5])
+def test_workers_come_and_go_one_by_one(loop: Loop, change: Json) -> None:
+    reply = ask(loop, command="workers", change=change)
+    assert reply is not None
+    assert reply["ok"] is False
+    reply = ask(loop, command="workers", change=-1)
+    assert reply is not None
+    assert reply["result"] == {"workers": 1}
+
+
+@pytest.mark.parametrize("command", [None, 3, ["status"], {}])
+def test_a_request_without_a_command_is_refused(loop: Loop, command: Json) -> None:
+    reply = ask(loop, command=command)
+    assert reply is not None
+    assert reply["error"] == '"command" is missing'
+
+
+def test_what_the_master_does_not_know_goes_to_a_worker_with_who_asks(loop: Loop) -> None:
+    assert ask(loop, command="queue.list") is None
+    packet = {
+        "do": "control",
+        "request": {"command": "queue.list"},
+        "peer": {"uid": 1000, "pid": 9},
+    }
+    assert loop.done == [(packet, (77,))]
+
+
+@pytest.mark.parametrize(
+    ("worker", "words"), [(False, "no worker serves"), (Garbage("too large"), "too large")]
+)
+def test_what_no_worker_takes_is_refused_with_words(
+    loop: Loop, *, worker: bool | Exception, words: str
+) -> None:
+    loop.worker = worker
+    reply = ask(loop, command="queue.list")
+    assert reply is not None
+    assert words in str(reply["error"])

@@ -1,0 +1,64 @@
+"""What all parts share: who is ours, what a child must close, what systemd is told."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from relayd.master.house import Phase
+from tests.masters import Master, a_master
+
+pytestmark = [pytest.mark.slow(1), pytest.mark.timeout(60)]
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        sock.settimeout(10)
+        yield sock
+
+
+@pytest.fixture
+def master(tmp_path: Path, systemd: socket.socket) -> Iterator[Master]:
+    yield from a_master(tmp_path, {"NOTIFY_SOCKET": str(tmp_path / "notify")})
+
+
+def test_a_listener_is_announced_and_left_with_systemd(
+    master: Master, systemd: socket.socket
+) -> None:
+    master.arbiter.announce()
+    octets, fds, _, _ = socket.recv_fds(systemd, 500, 1)
+    os.close(fds[0])
+    assert octets == b"FDSTORE=1\nFDNAME=kept-127.0.0.1-0"
+    assert "listener.bound level=info listener=lan" in master.log()
+
+
+def test_ours_are_the_master_and_its_children(master: Master) -> None:
+    master.start()
+    assert master.house.is_ours(os.getpid())
+    assert all(master.house.is_ours(pid) for pid in master.pids())
+    assert not master.house.is_ours(1)
+
+
+def test_a_checker_closes_everything_and_a_worker_all_but_its_listeners(master: Master) -> None:
+    master.start()
+    house = master.house
+    listener = house.current.listening[0].sock
+    channels = {child.channel for child in house.household.children()}
+    everything = house.everything()
+    assert channels <= set(everything)
+    assert {listener, house.selector, house.control.sock} <= set(everything)
+    assert listener in house.private()
+    assert listener not in house.household._not_for(house.current)
+    assert listener in house.household._not_for(house.cached)
+
+
+def test_phases_and_patience_are_those_of_the_launch(master: Master) -> None:
+    assert master.house.phase is Phase.STARTING
+    assert master.house.timings is master.house.launch.timings
+    assert master.house.graceful_s == 5.0

@@ -1,0 +1,151 @@
+"""The status is made of what is known; the counters of the dead still count."""
+
+from __future__ import annotations
+
+import selectors
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relayd.clock import FakeClock
+from relayd.config.model import Config
+from relayd.master import report
+from relayd.master.board import Board
+from relayd.master.channel import Channel, pair
+from relayd.master.checker import Loaded
+from relayd.master.crew import Child, Crew, Life
+from relayd.master.frames import Frame, Json
+from relayd.master.household import Household
+from relayd.master.launch import Launch
+from relayd.master.log import Log
+from relayd.master.settings import select
+from relayd.master.sockets import Bound
+
+LOADED = Loaded(select(Config()), fd=-1)
+
+
+@pytest.fixture
+def household() -> Iterator[Household]:
+    clock = FakeClock()
+    selector = selectors.DefaultSelector()
+    yield Household(Launch(path="/x"), Board(clock=clock), Log(fd=2), selector, list, clock=clock)
+    selector.close()
+
+
+def a_worker(crew: Crew, number: int, **figures: Json) -> Child:
+    ours, theirs = pair()
+    ours.close()
+    theirs.close()
+    child = Child(
+        pid=number,
+        kind="worker",
+        number=number,
+        serial=number,
+        row=number,
+        generation=1,
+        channel=Channel(ours),
+        born_at=990.0,
+        life=Life.READY,
+    )
+    child.figures = dict(figures)
+    crew.adopt(child)
+    return child
+
+
+def a_crew(size: int = 2) -> Crew:
+    return Crew("worker", 1, LOADED, (), size)
+
+
+def test_the_youngest_that_said_something_is_believed(household: Household) -> None:
+    crew = a_crew()
+    a_worker(crew, 1, queue={"ready": 9}, upstreams={"a": {"state": "down"}, "b": {"state": "up"}})
+    a_worker(crew, 2, queue={"ready": 3}, upstreams={"a": {"state": "up"}})
+    household.crews = [crew]
+    household.board.row(1, max_connections=0, max_per_device=0).enter("")
+    status = report.status(household, crew, {"state": "running"}, clock=FakeClock())
+    assert status["queue"] == {"ready": 3}
+    assert status["upstreams"] == {"a": {"state": "down"}, "b": {"state": "up"}}
+    assert status["connections"] == 1
+    assert status["state"] == "running"
+    rows = status["processes"]
+    assert isinstance(rows, list)
+    assert rows[0] == {
+        "kind": "worker",
+        "number": 1,
+        "pid": 1,
+        "state": "ready",
+        "up_s": 10.0,
+        "generation": 1,
+        "connections": 1,
+        "silent_s": 10.0,
+    }
+
+
+def test_an_upstream_is_shown_as_the_worker_sees_it_that_fares_worst(household: Household) -> None:
+    crew = a_crew(3)
+    down: Frame = {"state": "down", "cause": "dns-failed", "in_flight": 1}
+    a_worker(crew, 1, upstreams={"a": down})
+    a_worker(crew, 2, upstreams={"a": {"state": "probing", "cause": "HTTP 503", "in_flight": 2}})
+    a_worker(crew, 3, upstreams={"a": {"state": "up", "cause": "", "in_flight": 4}})
+    household.crews = [crew]
+    shown = report.status(household, crew, {})["upstreams"]
+    assert shown == {"a": {"state": "down", "cause": "dns-failed", "in_flight": 7}}
+
+
+def test_a_worker_that_drains_is_not_asked_about_upstreams(household: Household) -> None:
+    crew = a_crew()
+    a_worker(crew, 1, upstreams={"a": {"state": "down"}}).life = Life.DRAINING
+    a_worker(crew, 2, upstreams={"a": {"state": "up"}})
+    household.crews = [crew]
+    assert report.status(household, crew, {})["upstreams"] == {"a": {"state": "up"}}
+
+
+def test_what_nobody_said_is_null(household: Household) -> None:
+    crew = a_crew()
+    a_worker(crew, 1)
+    household.crews = [crew]
+    status = report.status(household, crew, {})
+    assert (status["queue"], status["oldest_s"], status["upstreams"]) == (None, None, {})
+
+
+def test_a_closed_listener_is_not_shown(household: Household, tmp_path: Path) -> None:
+    ours, theirs = pair()
+    theirs.close()
+    ours.close()
+    crew = Crew("worker", 1, LOADED, (Bound("lan", "x", ours),), 1)
+    assert report.status(household, crew, {})["listeners"] == []
+
+
+def test_totals_add_the_living_and_the_dead(household: Household) -> None:
+    crew = a_crew()
+    name = "relayd_messages_sent_total"
+    a_worker(crew, 1, counters={name: {"a": 2}})
+    a_worker(crew, 2, counters={name: {"a": 3, "b": 1}})
+    household.crews = [crew]
+    household.retired = {name: {"a": 10}}
+    totals: Any = report.totals(household)["metrics"]
+    # Other tests of this process may have counted under names of their own.
+    assert (totals[name]["a"], totals[name]["b"]) == (15, 1)
+    assert totals["relayd_workers"] == {"": 2}
+
+
+def test_the_line_for_systemd_says_how_many_serve_and_what_waits(household: Household) -> None:
+    crew = a_crew()
+    a_worker(crew, 1, queue={"ready": 3, "held": 0})
+    household.crews = [crew]
+    line = report.summary(crew, household, "running", upstreams=1)
+    assert line == "running, 1 of 2 workers serve, 0 connections, 3 ready"
+    assert report.summary(crew, household, "running", upstreams=0).startswith("no upstream yet")
+
+
+def test_the_last_troubles_are_kept_and_the_oldest_forgotten() -> None:
+    troubles = report.Troubles(FakeClock())
+    assert troubles.last() == ""
+    for number in range(30):
+        troubles.add("child.died", str(number))
+    shown = troubles.shown()
+    assert len(shown) == 20
+    assert shown[-1] == {"at": "2026-11-20T10:00:00.000Z", "event": "child.died", "text": "29"}
+    assert troubles.last() == "; last trouble: 29"

@@ -1,0 +1,210 @@
+"""Heads: every octet accounted for, oddities forgiven, no line end smuggled in."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from relayd.message.envelope import Origin
+from relayd.message.headers import HEAD_LIMIT, Head, fold_long, make_field, split_head
+from relayd.message.trace import received_line
+
+TRACE = received_line(
+    Origin(
+        session="s", listener="l", ip="10.0.0.5", helo="ups", device="", user="", protocol="SMTP"
+    ),
+    None,
+    queue_id="0123456789ABC",
+    hostname="relay.example",
+    now=datetime(2026, 11, 20, tzinfo=UTC),
+)
+
+pieces = st.sampled_from(
+    [
+        b"\r\n",
+        b"\n",
+        b"\r",
+        b" ",
+        b"\t",
+        b"A: b",
+        b"To : c",
+        b"x",
+        b":",
+        b"\0",
+        b"From ",
+        b"\xff",
+        TRACE,
+    ]
+)
+heads = st.lists(pieces, max_size=14).map(b"".join)
+
+
+@given(octets=heads)
+@example(octets=TRACE + b" Subject: x\r\n\r\nbody")
+def test_head_and_body_are_the_whole(octets: bytes) -> None:
+    head, body = split_head(octets)
+
+    assert head + octets[body:] == octets
+
+
+@given(octets=heads | st.binary(max_size=60))
+def test_any_octets_parse_and_render_to_a_head_that_stands(octets: bytes) -> None:
+    # What is stored begins with our line; a forged one elsewhere is a field like any other.
+    assume(octets.startswith(TRACE) or TRACE not in octets)
+    head, body = split_head(octets)
+    parsed = Head.parse(head)
+
+    rendered = parsed.render() + octets[body:]
+
+    assert parsed.rest == b""
+    again, start = split_head(rendered)
+    assert Head.parse(again).fields == parsed.fields  # our own output has one meaning
+    assert rendered[start:] == octets[body:]
+    assert b"\r\n\r\n" in again or again == b"\r\n"
+
+
+@given(octets=heads | st.binary(max_size=60))
+def test_what_is_no_header_comes_out_after_the_empty_line(octets: bytes) -> None:
+    parsed = Head.parse(octets)
+
+    assert octets.endswith(parsed.rest)
+    assert parsed.render().endswith(b"\r\n" + parsed.rest)
+
+
+@given(names=st.lists(st.sampled_from(["To", "X-A", "Subject"]), max_size=6))
+def test_an_ordinary_head_is_rendered_as_it_came(names: list[str]) -> None:
+    head = (
+        b"".join(f"{name}: {n}\r\n\tfolded\r\n".encode() for n, name in enumerate(names)) + b"\r\n"
+    )
+
+    assert Head.parse(head).render() == head
+
+
+def fields(octets: bytes) -> list[tuple[bytes, bytes]]:
+    return [(field.name, field.value) for field in Head.parse(octets).fields]
+
+
+def test_values_are_unfolded() -> None:
+    assert fields(b"Subject: a\r\n b\r\n\tc\r\nTo : x@y\r\n\r\n") == [
+        (b"subject", b"a b\tc"),
+        (b"to", b"x@y"),
+    ]
+
+
+def test_a_head_without_its_empty_line_is_read() -> None:
+    assert fields(b"A: b\r\n") == [(b"a", b"b")]
+    assert fields(b"A: b") == [(b"a", b"b")]
+    assert fields(b"\r\n") == fields(b"") == []
+
+
+def test_a_message_without_header_is_all_body() -> None:
+    assert split_head(b"Hello\r\n\r\nWorld\r\n") == (b"", 0)
+    assert split_head(b"\r\nWorld") == (b"\r\n", 2)
+    assert split_head(TRACE + b"Hello\r\n") == (TRACE, len(TRACE))
+    assert Head.parse(b"").render() == b"\r\n"
+
+
+def test_a_line_that_is_no_field_begins_the_body() -> None:
+    content = b"Subject: x\r\nno field\r\nTo: a@b\r\n\r\nbody"
+
+    head, body = split_head(content)
+
+    assert head == b"Subject: x\r\n"
+    assert Head.parse(content).render() == b"Subject: x\r\n\r\n" + content[body:]
+
+
+def test_a_first_line_with_a_space_is_no_part_of_our_received() -> None:
+    assert fields(TRACE + b" Subject: x\r\nTo: a@b\r\n\r\n")[1:] == [
+        (b"subject", b"x"),
+        (b"to", b"a@b"),
+    ]
+    assert fields(b"\tSubject: x\r\n\r\n") == [(b"subject", b"x")]
+    assert split_head(TRACE + b" words\r\nTo: a@b\r\n\r\n")[1] == len(TRACE)
+    assert split_head(b" words\r\n")[1] == 0
+
+
+def test_an_mbox_line_is_kept_by_another_name() -> None:
+    assert fields(b"From a@b Fri Nov 20\r\nTo: c@d\r\n\r\n") == [
+        (b"x-mailbox-line", b"From a@b Fri Nov 20"),
+        (b"to", b"c@d"),
+    ]
+    assert fields(TRACE + b"From a@b x: y\r\nTo: c@d\r\n\r\n")[1][0] == b"x-mailbox-line"
+    assert fields(b"From : a@b\r\n") == [(b"from", b"a@b")]
+
+
+@pytest.mark.parametrize("end", [b"\r", b"\n"])
+def test_a_bare_line_end_ends_a_line(end: bytes) -> None:
+    # Whoever reads it so at Microsoft must not see a Bcc that was not judged.
+    head = b"Subject: x" + end + b"Bcc: victim@example.com\r\n\r\n"
+
+    assert fields(head) == [(b"subject", b"x"), (b"bcc", b"victim@example.com")]
+    assert Head.parse(head).remove("Bcc").render() == b"Subject: x\r\n\r\n"
+
+
+def test_nul_goes() -> None:
+    assert Head.parse(b"Subject: a\0b\r\n\r\n").render() == b"Subject: ab\r\n\r\n"
+
+
+def test_edits_leave_the_rest_alone() -> None:
+    head = Head.parse(b"A: 1\r\nTo: x\r\nB:2\r\nTO: y\r\n\r\n")
+
+    assert head.get("to") == b"x"
+    assert head.all("To") == [b"x", b"y"]
+    assert head.get("Cc") is None
+    assert head.remove("to", "b").render() == b"A: 1\r\n\r\n"
+    assert head.replace("To", b"z").render() == b"A: 1\r\nTo: z\r\nB:2\r\n\r\n"
+    assert head.replace("Cc", b"z").render().endswith(b"TO: y\r\nCc: z\r\n\r\n")
+    assert head.insert("To", b"z").all("to") == [b"x", b"y", b"z"]
+
+
+@pytest.mark.parametrize("value", [b"a\r\nBcc: b", b"a\rb", b"a\nb", b"a\0b", b"a\r\n"])
+def test_a_value_with_a_line_end_is_refused(value: bytes) -> None:
+    with pytest.raises(ValueError, match="line end"):
+        make_field("Subject", value)
+
+
+def test_a_folded_value_is_taken() -> None:
+    assert make_field("X", b"a\r\n b").raw == b"X: a\r\n b\r\n"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"X: " + b"word " * 400 + b"\r\n",
+        b"X: " + b"w" * 2500 + b"\r\n",
+        b"X: short\r\n " + b"w" * 1500 + b" end\r\n",
+        b"X:" + b" " * 1500 + b"end\r\n",
+        b"X:" + b" " * 3500 + b"end\r\n",
+    ],
+)
+def test_long_lines_are_folded(raw: bytes) -> None:
+    folded = fold_long(raw)
+
+    assert all(len(line) <= 998 for line in folded.split(b"\r\n"))
+    assert folded.replace(b"\r\n", b"").replace(b" ", b"") == raw.replace(b"\r\n", b"").replace(
+        b" ", b""
+    )
+    assert all(line.strip() for line in folded.split(b"\r\n")[:-1])
+    assert len(Head.parse(folded).fields) == 1
+
+
+def test_a_long_field_is_folded_when_rendered() -> None:
+    rendered = Head.parse(b"X: " + b"y" * 1200 + b"\r\n\r\n").render()
+
+    assert max(map(len, rendered.split(b"\r\n"))) <= 998
+
+
+def test_fields_beyond_the_limit_are_body() -> None:
+    content = b"A: b\r\n" * (HEAD_LIMIT // 6 + 100) + b"\r\nbody"
+
+    _, body = split_head(content)
+
+    assert HEAD_LIMIT - 12 <= body <= HEAD_LIMIT
+    assert content[body:].startswith(b"A: b\r\n")
+
+
+def test_one_field_beyond_the_limit_is_body() -> None:
+    assert split_head(b"A: b\r\nX: " + b"y" * 2 * HEAD_LIMIT)[1] == 6

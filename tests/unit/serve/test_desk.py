@@ -1,0 +1,300 @@
+"""A desk keeps mail before it says 250, and lets nobody do what nobody allowed."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from relayd.access.logins import Accepted, Rejected, Unavailable, Verdict
+from relayd.access.passwords import DUMMY_HASH
+from relayd.access.plan import Planner
+from relayd.access.users import UsersFile, path_in
+from relayd.clock import FakeClock
+from relayd.config.model import Config, Device, Limits, Listener, Secret, Server, Upstream, User
+from relayd.errors import SpoolFull
+from relayd.message.address import Address
+from relayd.serve.desk import Desk, House
+from relayd.smtp import replies
+from relayd.smtp.commands import Ehlo, Helo, Mail, Rcpt
+from relayd.smtp.replies import Reply
+from relayd.smtp.sasl import Credentials
+from relayd.smtp.server import ContentEnd, ContentTerms
+from relayd.spool.memory import MemoryDoor, MemorySpool
+from relayd.spool.model import MailboxRef
+
+UPSTREAM = Upstream(name="contoso", mailbox="alerts@contoso.com", own_domains=("contoso.com",))
+UPS = Device(name="ups", networks=("192.0.2.5/32",), upstream="contoso", priority="high")
+PRINTER = User(name="printer", upstream="contoso", password_hash=Secret("x"), allow_to=("*",))
+LAN = Listener(name="lan", address=("127.0.0.1:0",), auth_without_tls=True)
+CONFIG = Config(
+    server=Server(hostname="relay.test", default_domain="contoso.com", workers=1),
+    listener=(LAN,),
+    limits=Limits(max_message_size=1000, max_recipients=2),
+    upstream=(UPSTREAM,),
+    device=(UPS,),
+    user=(PRINTER,),
+)
+BODY = b"From: ups@nas.local\r\nSubject: on battery\r\n\r\n17 minutes\r\n"
+
+
+class Gate:
+    """A Verifier that knows one password."""
+
+    def __init__(self, verdict: Verdict | None = None) -> None:
+        self.verdict = verdict
+
+    def verify(self, peer: str, name: str, password: str) -> Verdict:
+        if self.verdict is not None:
+            return self.verdict
+        if password == "right":
+            return Accepted(replace(PRINTER, name=name))
+        return Rejected("wrong password")
+
+
+class NoPulse:
+    def beat(self) -> None:
+        raise AssertionError
+
+    def enter(self, device: str) -> bool:
+        return True
+
+    def leave(self, device: str) -> None:
+        pass
+
+    def move(self, old: str, new: str) -> bool:
+        return True
+
+
+class Room:
+    """A desk and the spool behind it."""
+
+    def __init__(
+        self,
+        config: Config = CONFIG,
+        *,
+        ip: str = "192.0.2.5",
+        listener: Listener = LAN,
+        verdict: Verdict | None = None,
+        context: ssl.SSLContext | None = None,
+        is_tls: bool = False,
+    ) -> None:
+        self.clock = FakeClock()
+        self.door = MemoryDoor(MemorySpool(), clock=self.clock)
+        house = House(
+            config=config,
+            planner=Planner(config),
+            verifier=Gate(verdict),
+            door=self.door,
+            pulse=NoPulse(),
+            context=lambda _: context,
+            clock=self.clock,
+        )
+        self.desk = Desk(house, listener, session="s1", ip=ip, is_tls=is_tls)
+
+    def send(self, *recipients: str, content: bytes = BODY) -> Reply:
+        """Play one whole transaction; returns the first refusal, or the last reply."""
+        self.desk.on_hello(Ehlo("ups"))
+        answers = [self.desk.on_mail(Mail(Address("ups", "nas.local")))]
+        for recipient in recipients or ("ops@contoso.com",):
+            local, _, domain = recipient.partition("@")
+            answers.append(self.desk.on_rcpt(Rcpt(Address(local, domain))))
+        for answer in answers:
+            if not answer.is_positive:
+                return answer
+        terms = self.desk.on_data()
+        assert isinstance(terms, ContentTerms)
+        self.desk.on_piece(content)
+        reply = self.desk.on_end(ContentEnd(size=len(content)))
+        self.desk.reset()
+        return reply
+
+
+def test_a_message_is_in_the_spool_when_250_is_said() -> None:
+    room = Room()
+
+    reply = room.send()
+
+    assert reply.code == 250
+    assert reply.lines[0].startswith("Ok: queued as ")
+    (lease,) = room.door.lease(MailboxRef("contoso", "alerts@contoso.com"), limit=5)
+    assert lease.recipients == ("ops@contoso.com",)
+    assert lease.set_from == "alerts@contoso.com"
+    assert lease.reply_to_original
+    assert lease.priority == 0
+    with room.door.content(lease.message) as pieces:
+        stored = b"".join(pieces)
+    assert stored.startswith(b"Received: from ups ([192.0.2.5])\r\n\tby relay.test (relayd)")
+    assert stored.endswith(BODY)
+
+
+def test_a_stranger_is_asked_to_log_in_where_that_is_offered() -> None:
+    assert Room(ip="198.51.100.1").send() == replies.AUTH_REQUIRED
+
+
+def test_a_stranger_is_turned_away_where_it_is_not() -> None:
+    listener = replace(LAN, auth="off")
+
+    assert Room(ip="198.51.100.1", listener=listener).send() == replies.RELAY_DENIED
+
+
+def test_without_an_upstream_everybody_is_told_to_come_back() -> None:
+    config = replace(CONFIG, upstream=(), device=(), user=())
+
+    assert Room(config).send() == replies.NOT_CONFIGURED
+
+
+def test_a_recipient_outside_is_refused_for_a_device_that_was_not_given_them() -> None:
+    reply = Room().send("somebody@elsewhere.example")
+
+    assert (reply.code, reply.enhanced) == (550, "5.7.1")
+
+
+def test_who_logged_in_may_do_what_the_user_may() -> None:
+    room = Room(ip="198.51.100.1")
+
+    assert room.desk.on_auth(Credentials("printer", "right")) == replies.AUTH_OK
+    assert room.send("somebody@elsewhere.example").code == 250
+
+
+def test_a_user_deleted_meanwhile_sends_no_more_in_an_open_session(tmp_path: Path) -> None:
+    config = replace(CONFIG, server=replace(CONFIG.server, state_dir=str(tmp_path)), user=())
+    users = UsersFile(path_in(config))
+    users.add(replace(PRINTER, password_hash=Secret(DUMMY_HASH)))
+    room = Room(config, ip="198.51.100.1")
+    room.desk.on_auth(Credentials("printer", "right"))
+    assert room.send("somebody@elsewhere.example").code == 250
+
+    users.delete("printer")
+
+    assert room.send("somebody@elsewhere.example") == replies.AUTH_REQUIRED
+
+
+@pytest.mark.parametrize(
+    ("verdict", "reply"),
+    [
+        (Rejected("no such user"), replies.AUTH_FAILED),
+        (Unavailable("no turn"), replies.AUTH_UNAVAILABLE),
+    ],
+)
+def test_a_login_that_is_not_accepted_gives_no_right(verdict: Verdict, reply: Reply) -> None:
+    room = Room(ip="198.51.100.1", verdict=verdict)
+
+    assert room.desk.on_auth(Credentials("printer", "right")) == reply
+    assert room.send() == replies.AUTH_REQUIRED
+
+
+def test_tls_forgets_the_login_of_before() -> None:
+    room = Room(ip="198.51.100.1")
+    room.desk.on_auth(Credentials("printer", "right"))
+
+    room.desk.tls_started("TLSv1.3", "TLS_AES_256_GCM_SHA384")
+
+    assert room.send() == replies.AUTH_REQUIRED
+
+
+def test_one_recipient_too_many_is_452_and_the_others_stand() -> None:
+    reply = Room().send("a@contoso.com", "b@contoso.com", "c@contoso.com")
+
+    assert reply == replies.TOO_MANY_RECIPIENTS
+
+
+def test_a_declared_size_that_cannot_leave_is_refused_at_mail() -> None:
+    reply = Room().desk.on_mail(Mail(None, size=1001))
+
+    assert (reply.code, reply.enhanced) == (552, "5.3.4")
+
+
+def test_content_terms_tell_the_limit_of_this_submitter() -> None:
+    room = Room()
+    room.desk.on_mail(Mail(None))
+    room.desk.on_rcpt(Rcpt(Address("ops", "contoso.com")))
+
+    terms = room.desk.on_data()
+
+    assert terms == ContentTerms(1000, lf_dot=False)
+
+
+def test_a_message_that_goes_round_is_ended() -> None:
+    received = b"Received: from a by b; Fri, 20 Nov 2026 10:00:00 +0000\r\n" * 50
+
+    assert Room().send(content=received + BODY) == replies.TOO_MANY_HOPS
+
+
+def test_a_spool_that_is_full_is_no_250() -> None:
+    room = Room()
+    room.desk.on_mail(Mail(None))
+    room.desk.on_rcpt(Rcpt(Address("ops", "contoso.com")))
+    room.desk.on_data()
+    assert room.desk._intake is not None
+    room.desk._intake._error = SpoolFull()
+
+    with pytest.raises(SpoolFull):
+        room.desk.on_end(ContentEnd(size=0))
+
+
+def test_nothing_of_one_message_is_left_for_the_next() -> None:
+    room = Room()
+    room.send("a@contoso.com")
+
+    assert room.desk.on_rcpt(Rcpt(Address("b", "contoso.com"))) == replies.NEED_MAIL
+    assert room.desk.on_data() == replies.NEED_MAIL
+
+
+def test_a_required_login_counts_for_devices_too() -> None:
+    listener = replace(LAN, auth="required")
+
+    assert Room(listener=listener).send() == replies.AUTH_REQUIRED
+
+
+def test_required_tls_comes_before_all() -> None:
+    listener = replace(LAN, tls="required")
+
+    assert Room(listener=listener).send() == replies.TLS_REQUIRED
+
+
+def test_a_password_is_not_asked_for_in_the_clear() -> None:
+    listener = replace(LAN, auth_without_tls=False)
+
+    assert Room(listener=listener).desk.may_authenticate("PLAIN") == replies.AUTH_NEEDS_TLS
+    assert Room(listener=listener, is_tls=True).desk.may_authenticate("PLAIN") is None
+
+
+def test_keywords_are_what_this_peer_may_use() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    reply = Room(context=context).desk.on_hello(Ehlo("ups"))
+
+    assert reply.lines == (
+        "relay.test", "SIZE 1000", "PIPELINING", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES",
+        "STARTTLS", "AUTH PLAIN LOGIN",
+    )  # fmt: skip
+
+
+def test_a_device_is_not_shown_what_it_cannot_do() -> None:
+    config = replace(CONFIG, device=(replace(UPS, hide=("starttls", "AUTH")),))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    lines = Room(config, context=context).desk.on_hello(Ehlo("ups")).lines
+
+    assert not any(line.startswith(("STARTTLS", "AUTH")) for line in lines)
+
+
+def test_helo_gets_no_keywords() -> None:
+    assert Room().desk.on_hello(Helo("ups")).lines == ("relay.test",)
+
+
+def test_starttls_without_a_certificate_is_unavailable_not_a_crash() -> None:
+    assert Room().desk.may_start_tls() == replies.TLS_UNAVAILABLE
+    off = Room(listener=replace(LAN, tls="off"))
+    assert off.desk.may_start_tls() == replies.TLS_NOT_OFFERED
+
+
+def test_a_local_part_alone_gets_the_default_domain() -> None:
+    room = Room()
+
+    assert room.send("ops").code == 250
+    (lease,) = room.door.lease(MailboxRef("contoso", "alerts@contoso.com"), limit=5)
+    assert lease.recipients == ("ops@contoso.com",)

@@ -1,0 +1,179 @@
+"""A listener greets without asking anybody, keeps to the limits, and always closes the socket."""
+
+from __future__ import annotations
+
+import socket as plain
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import gevent
+import pytest
+from gevent import socket
+
+from relayd.access.plan import Planner
+from relayd.serve import listener as room
+from relayd.serve.desk import House
+from relayd.serve.listener import Listener, Sessions, base36, converse, folded, manners
+from relayd.smtp import replies
+from relayd.spool.memory import MemoryDoor
+from tests.unit.serve.test_desk import CONFIG, LAN, UPS, Gate
+
+LOCAL = replace(UPS, networks=("127.0.0.0/8",))
+HOUSE_CONFIG = replace(CONFIG, device=(LOCAL,))
+
+
+class Board:
+    """Counts in and out; full when told."""
+
+    def __init__(self) -> None:
+        self.is_full = False
+        self.inside: list[str] = []
+
+    def beat(self) -> None:
+        raise AssertionError
+
+    def enter(self, device: str) -> bool:
+        if not self.is_full:
+            self.inside.append(device)
+        return not self.is_full
+
+    def leave(self, device: str) -> None:
+        self.inside.remove(device)
+
+    def move(self, old: str, new: str) -> bool:
+        return True
+
+
+class Shop:
+    """A listener on a free port and a way to call it."""
+
+    def __init__(self) -> None:
+        self.board = Board()
+        self.sessions = Sessions("t-")
+        self.door = MemoryDoor()
+        self.house = House(
+            config=HOUSE_CONFIG,
+            planner=Planner(HOUSE_CONFIG),
+            verifier=Gate(),
+            door=self.door,
+            pulse=self.board,
+            context=lambda _: None,
+        )
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(5)
+        sock.setblocking(False)
+        self.port: int = sock.getsockname()[1]
+        self.listener = Listener(sock, LAN, self.house, self.sessions)
+
+    def call(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), 5)
+
+
+@contextmanager
+def open_shop() -> Iterator[Shop]:
+    shop = Shop()
+    shop.listener.start()
+    try:
+        yield shop
+    finally:
+        shop.listener.close()
+
+
+def read_all(client: socket.socket) -> bytes:
+    octets = b""
+    while chunk := client.recv(4096):
+        octets += chunk
+    return octets
+
+
+def test_a_session_is_greeted_counted_and_let_go() -> None:
+    with open_shop() as shop, shop.call() as client:
+        assert client.recv(100) == replies.banner("relay.test").render()
+        assert shop.board.inside == ["ups"]
+        client.sendall(b"QUIT\r\n")
+        assert read_all(client) == replies.BYE.render()
+        assert shop.sessions.wait_none_left(5)
+        gevent.idle()
+    assert shop.board.inside == []
+
+
+def test_past_the_limit_a_client_hears_why_and_is_let_go() -> None:
+    with open_shop() as shop:
+        shop.board.is_full = True
+        with shop.call() as client:
+            assert read_all(client) == replies.TOO_MANY_FROM_YOU.render()
+    assert len(shop.sessions) == 0
+
+
+def test_a_bug_costs_one_session_and_not_the_listener(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    with open_shop() as shop:
+        monkeypatch.setattr(room, "Desk", broken)
+        with shop.call() as client:
+            assert read_all(client) == b""
+        monkeypatch.undo()
+        with shop.call() as client:
+            assert client.recv(100).startswith(b"220 ")
+            client.sendall(b"QUIT\r\n")
+            read_all(client)
+
+
+def test_draining_lets_idle_sessions_go_with_421() -> None:
+    with open_shop() as shop, shop.call() as client:
+        client.recv(100)
+        shop.listener.close()
+        shop.sessions.drain()
+        assert read_all(client) == replies.SHUTTING_DOWN.render()
+        assert shop.sessions.wait_none_left(5)
+
+
+def test_an_operators_session_speaks_as_the_device() -> None:
+    with open_shop() as shop:
+        answer = said_by_operator(shop)
+
+    assert answer.startswith(b"250 2.0.0 Ok: queued as ")
+    assert len(shop.door.spool.messages) == 1
+
+
+def said_by_operator(shop: Shop) -> bytes:
+    ours, theirs = plain.socketpair()
+    server = socket.socket(fileno=theirs.detach())
+    client = socket.socket(fileno=ours.detach())
+    serving = gevent.spawn(converse, server, shop.house, shop.sessions, LOCAL)
+    for line in (b"EHLO a", b"MAIL FROM:<a@b.test>", b"RCPT TO:<ops@contoso.com>", b"DATA"):
+        client.recv(4096)
+        client.sendall(line + b"\r\n")
+    assert client.recv(100).startswith(b"354 ")
+    client.sendall(b"Subject: x\r\n\r\nbody\r\n.\r\nQUIT\r\n")
+    answer = client.recv(200)
+    serving.join(5)
+    client.close()
+    server.close()
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("given", "ip"),
+    [("::ffff:192.0.2.1", "192.0.2.1"), ("fe80::1%eth0", "fe80::1"), ("::1", "::1")],
+)
+def test_an_address_is_folded_to_its_plain_form(given: str, ip: str) -> None:
+    assert folded(given) == ip
+
+
+def test_names_of_sessions_differ_and_bear_the_workers_prefix() -> None:
+    sessions = Sessions("1k-")
+
+    assert [sessions.new_name(), sessions.new_name()] == ["1k-1", "1k-2"]
+    assert base36(35 * 36 + 35) == "zz"
+    assert base36(0) == "0"
+
+
+def test_manners_are_the_limits_of_the_configuration() -> None:
+    limits = replace(CONFIG.limits, idle_timeout=7.0, max_errors=3)
+
+    assert manners(LAN, limits).idle_timeout_s == 7.0
+    assert manners(LAN, limits).max_errors == 3

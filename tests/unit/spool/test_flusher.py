@@ -1,0 +1,266 @@
+"""Group commit: who waits together, and what becomes of those who do not wait."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from relayd.clock import SYSTEM, FakeClock
+from relayd.errors import SpoolFull, SpoolUnavailable
+from relayd.spool.flusher import Flusher
+from relayd.spool.sqlite import Applied
+from relayd.spool.transaction import Operation
+
+LONG_S = 15.0
+
+
+@dataclass(frozen=True)
+class Say(Operation[str]):
+    word: str
+
+
+class Disk:
+    """A thread's side that can be made to wait, and remembers its batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.may_go = threading.Event()
+        self.may_go.set()
+        self.began = threading.Event()
+        self.answer: object = None
+        self.idle = 0
+
+    def apply(self, operations: Sequence[Operation[object]]) -> Applied:
+        words = [one.word for one in operations if isinstance(one, Say)]
+        self.batches.append(words)
+        self.began.set()
+        assert self.may_go.wait(LONG_S)
+        if "bug" in words:
+            raise ValueError("a bug")
+        outcomes = [self.answer or f"{word}!" for word in words]
+        return Applied(list(outcomes))
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
+@pytest.fixture
+def late() -> list[tuple[object, object]]:
+    return []
+
+
+@pytest.fixture
+def bugs() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def flusher(disk: Disk, late: list[tuple[object, object]], bugs: list[str]) -> Iterator[Flusher]:
+    made = Flusher(
+        disk.apply,
+        clock=SYSTEM,
+        on_applied=lambda applied: bugs.extend(applied.bugs),
+        on_late=lambda operation, outcome: late.append((operation, outcome)),
+        wants_idle=lambda: disk.idle == 0,
+        idle_work=lambda: setattr(disk, "idle", 1),
+    )
+    yield made
+    disk.may_go.set()
+    made.close()
+    made.kill()
+
+
+def wait_until_it_runs(disk: Disk) -> None:
+    """Let the hub go on until the thread has the first batch."""
+    with gevent.Timeout(LONG_S):
+        while not disk.began.is_set():
+            gevent.idle()
+
+
+def test_an_operation_comes_back_with_its_outcome(flusher: Flusher) -> None:
+    assert flusher.ask(Say("hello")) == "hello!"
+
+
+def test_what_comes_while_one_flush_runs_is_one_batch_and_the_hub_goes_on(
+    flusher: Flusher, disk: Disk
+) -> None:
+    disk.may_go.clear()
+    greenlets = [gevent.spawn(flusher.ask, Say("0"))]
+    wait_until_it_runs(disk)
+    greenlets += [gevent.spawn(flusher.ask, Say(str(number))) for number in range(1, 50)]
+    gevent.idle()  # the hub is free though the disk is not
+    disk.may_go.set()
+    gevent.joinall(greenlets, timeout=LONG_S)
+    assert [one.value for one in greenlets] == [f"{number}!" for number in range(50)]
+    assert [len(one) for one in disk.batches] == [1, 49]
+
+
+def test_a_failure_is_raised_to_everybody_and_is_not_one_shared_exception(
+    flusher: Flusher, disk: Disk
+) -> None:
+    disk.answer = SpoolFull("no room")
+    caught = []
+    for _ in range(2):
+        with pytest.raises(SpoolFull, match="no room") as failure:
+            flusher.ask(Say("x"))
+        caught.append(failure.value)
+    assert caught[0] is not caught[1]
+
+
+def test_a_bug_in_the_thread_answers_everybody_and_the_next_batch_works(
+    flusher: Flusher, bugs: list[str]
+) -> None:
+    with pytest.raises(SpoolUnavailable, match="see the log"):
+        flusher.ask(Say("bug"))
+    assert "ValueError: a bug" in bugs[0]
+    assert flusher.ask(Say("x")) == "x!"
+
+
+def test_a_deadline_that_is_over_never_begins(flusher: Flusher, disk: Disk) -> None:
+    with pytest.raises(SpoolUnavailable):
+        flusher.ask(Say("x"), deadline=SYSTEM.monotonic())
+    assert not disk.batches
+
+
+def test_a_deadline_that_passes_in_the_queue_takes_the_operation_out(
+    flusher: Flusher, disk: Disk, late: list[tuple[object, object]]
+) -> None:
+    disk.may_go.clear()
+    first = gevent.spawn(flusher.ask, Say("first"))
+    wait_until_it_runs(disk)
+    with pytest.raises(SpoolUnavailable, match="in time"):
+        flusher.ask(Say("second"), deadline=SYSTEM.monotonic() + 0.01)
+    disk.may_go.set()
+    assert first.get(timeout=LONG_S) == "first!"
+    assert flusher.ask(Say("third")) == "third!"
+    assert disk.batches == [["first"], ["third"]]
+    assert not late
+
+
+def test_a_deadline_that_passes_while_it_runs_is_told_of_when_it_was_done(
+    flusher: Flusher, disk: Disk, late: list[tuple[object, object]]
+) -> None:
+    disk.may_go.clear()
+    with pytest.raises(SpoolUnavailable, match="in time"):
+        flusher.ask(Say("x"), deadline=SYSTEM.monotonic() + 0.02)
+    assert not late
+    disk.may_go.set()
+    flusher.ask(Say("y"))
+    assert late == [(Say("x"), "x!")]
+
+
+def test_an_answer_that_comes_after_the_deadline_is_no_answer(
+    disk: Disk, late: list[tuple[object, object]]
+) -> None:
+    clock = FakeClock()  # so that only the look at the end can notice
+
+    def slowly(batch: Sequence[Operation[object]]) -> Applied:
+        clock.advance(9)
+        return disk.apply(batch)
+
+    flusher = Flusher(
+        slowly,
+        clock=clock,
+        on_applied=lambda _: None,
+        on_late=lambda operation, outcome: late.append((operation, outcome)),
+        wants_idle=lambda: False,
+        idle_work=lambda: None,
+    )
+    with pytest.raises(SpoolUnavailable, match="in time"):
+        flusher.ask(Say("x"), deadline=clock.monotonic() + 8)
+    flusher.close()
+    flusher.kill()
+    assert late == [(Say("x"), "x!")]
+
+
+def test_each_deadline_counts_for_itself(flusher: Flusher, disk: Disk) -> None:
+    disk.may_go.clear()
+    ended: list[str] = []
+
+    def ask(word: str, seconds: float) -> None:
+        with pytest.raises(SpoolUnavailable):
+            flusher.ask(Say(word), deadline=SYSTEM.monotonic() + seconds)
+        ended.append(word)
+
+    gevent.joinall(
+        [gevent.spawn(ask, "later", 0.06), gevent.spawn(ask, "sooner", 0.02)],
+        timeout=LONG_S,
+        raise_error=True,
+    )
+    assert ended == ["sooner", "later"]
+
+
+def test_a_caller_killed_in_the_queue_is_forgotten_and_while_it_runs_told_of(
+    flusher: Flusher, disk: Disk, late: list[tuple[object, object]]
+) -> None:
+    disk.may_go.clear()
+    running = gevent.spawn(flusher.ask, Say("running"))
+    wait_until_it_runs(disk)
+    queued = gevent.spawn(flusher.ask, Say("queued"))
+    gevent.idle()
+    gevent.killall([running, queued])
+    disk.may_go.set()
+    flusher.ask(Say("x"))
+    assert disk.batches == [["running"], ["x"]]
+    assert late == [(Say("running"), "running!")]
+
+
+def test_a_caller_killed_when_it_was_answered_but_had_not_heard_is_told_of(
+    disk: Disk, late: list[tuple[object, object]]
+) -> None:
+    callers: list[gevent.Greenlet[..., str]] = []
+
+    def kill(applied: Applied) -> None:
+        for one in callers:
+            one.kill(block=False)
+
+    flusher = Flusher(
+        disk.apply,
+        clock=SYSTEM,
+        on_applied=kill,
+        on_late=lambda operation, outcome: late.append((operation, outcome)),
+        wants_idle=lambda: False,
+        idle_work=lambda: None,
+    )
+    callers.append(gevent.spawn(flusher.ask, Say("x")))
+    gevent.joinall(callers, timeout=LONG_S)
+    flusher.close()
+    flusher.kill()
+    assert late == [(Say("x"), "x!")]
+
+
+def test_what_is_posted_is_done_though_nobody_waits(flusher: Flusher, disk: Disk) -> None:
+    flusher.post(Say("posted"))
+    flusher.close()
+    assert disk.batches == [["posted"]]
+
+
+def test_idle_work_follows_a_batch_when_it_is_wanted(flusher: Flusher, disk: Disk) -> None:
+    flusher.ask(Say("x"))
+    flusher.ask(Say("y"))
+    assert disk.idle == 1
+    assert flusher.in_thread(threading.get_ident) != threading.get_ident()
+
+
+def test_closing_finishes_what_is_queued_and_refuses_more(flusher: Flusher, disk: Disk) -> None:
+    disk.may_go.clear()
+    first = gevent.spawn(flusher.ask, Say("first"))
+    wait_until_it_runs(disk)
+    second = gevent.spawn(flusher.ask, Say("second"))
+    gevent.idle()
+    closed = Event()
+    closer = gevent.spawn(flusher.close)
+    closer.rawlink(lambda _: closed.set())
+    gevent.idle()
+    with pytest.raises(SpoolUnavailable, match="closed"):
+        flusher.ask(Say("third"))
+    disk.may_go.set()
+    assert closed.wait(LONG_S)
+    assert (first.get(), second.get()) == ("first!", "second!")

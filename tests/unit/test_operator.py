@@ -1,0 +1,460 @@
+"""A worker's answers to operators: pages, wishes, export, and clients that misbehave.
+
+A real spool, a courier that is only asked for its upstreams, and socket pairs as clients.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+import gevent
+import pytest
+from gevent import socket
+
+from relayd.cache.client import Client
+from relayd.cache.frames import Refused
+from relayd.config.model import Config, Device, Spool, Upstream, User
+from relayd.deliver.courier import Courier, UpstreamStatus
+from relayd.errors import CacheUnavailable, SpoolUnavailable
+from relayd.master.frames import Decoder, Frame, Json
+from relayd.operator import Operator, is_for
+from relayd.serve.session import PeerGone
+from relayd.spool.door import SqliteDoor
+from relayd.spool.model import QueueId, State, queue_id_text
+from relayd.spool.moves import WISHES, Wish
+from relayd.spool.queries import Reader
+from tests.spooling import ALERTS, FAILED, SENT, SqliteBackend, denied, put, way
+
+
+class FakeCourier:
+    """Knows its upstreams; nothing is delivered."""
+
+    def __init__(self) -> None:
+        self.rows: tuple[UpstreamStatus, ...] = (status("contoso"),)
+
+    def upstreams(self) -> tuple[UpstreamStatus, ...]:
+        return self.rows
+
+
+def status(name: str, state: str = "up", cause: str = "", text: str = "") -> UpstreamStatus:
+    retry_in_s = 0.0 if state == "up" else 20.0
+    return UpstreamStatus(
+        name=name, state=state, cause=cause, text=text, down_s=0.0, retry_in_s=retry_in_s,
+        in_flight=0, mailboxes_waiting=0, resting={},
+    )  # fmt: skip
+
+
+class FakeCache:
+    """Answers `status`, or fails."""
+
+    def __init__(self) -> None:
+        self.tokens: object = []
+        self.failure: Exception | None = None
+
+    def call(self, method: str, payload: object, *, timeout_s: float) -> dict[str, object]:
+        assert method == "status"
+        if self.failure is not None:
+            raise self.failure
+        return {"tokens": self.tokens}
+
+
+class Room:
+    """An Operator and what is around it."""
+
+    def __init__(self, folder: Path, *, patience_s: float = 5.0) -> None:
+        self.backend = SqliteBackend(folder)
+        self.door: SqliteDoor = self.backend.open()
+        self.clock = self.backend.clock
+        self.courier = FakeCourier()
+        self.cache = FakeCache()
+        self.spoken: list[str] = []
+        self.config = Config(
+            spool=Spool(url=f"sqlite://{self.backend.path}"),
+            upstream=(Upstream(name="contoso"),),
+            device=(Device(name="ups", networks=("192.0.2.0/24",), default_from="a@contoso.com"),),
+            user=(User(name="printer1", upstream="contoso", from_="p@contoso.com"),),
+        )
+        self.operator = Operator(
+            self.config,
+            self.door,
+            cast("Courier", self.courier),
+            cast("Client", self.cache),
+            self._converse,
+            clock=self.clock,
+            patience_s=patience_s,
+        )
+
+    def _converse(self, client: socket.socket, name: str) -> None:
+        self.spoken.append(name)
+        client.sendall(b"220 hello\r\n")
+        raise PeerGone("the operator left")
+
+    def put(self) -> QueueId:
+        return put(self.door, self.clock)
+
+    def ask(self, request: Frame, peer: Json = None) -> list[Frame]:
+        """Return all replies to one request."""
+        return list(Decoder().feed(self.raw(request, peer)))
+
+    def raw(self, request: Frame, peer: Json = None) -> bytes:
+        ours, theirs = socket.socketpair()
+        serving = gevent.spawn(self.operator.serve, request, theirs.detach(), peer)
+        octets = b""
+        with ours:
+            while piece := ours.recv(65536):
+                octets += piece
+        serving.get(timeout=10)
+        return octets
+
+    def result(self, request: Frame) -> dict[str, Json]:
+        """Return the last reply's result."""
+        reply = self.ask(request)[-1]
+        assert reply["ok"] is True, reply
+        result = reply["result"]
+        assert isinstance(result, dict)
+        return result
+
+    def refusal(self, request: Frame) -> tuple[str, Json]:
+        reply = self.ask(request)[-1]
+        assert reply["ok"] is False, reply
+        return str(reply["error"]), reply["exit"]
+
+    def state(self, message: QueueId) -> State:
+        story = self.door.show(message)
+        assert story is not None
+        return story.deliveries[0].state
+
+    def close(self) -> None:
+        self.operator.close()
+        self.backend.close()
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Iterator[Room]:
+    room = Room(tmp_path)
+    yield room
+    room.close()
+
+
+# ---- looking
+
+
+def test_a_list_and_a_story_come_from_the_spool(room: Room) -> None:
+    message = room.put()
+    (page,) = room.ask({"command": "queue.list"})
+    assert json.dumps(page).count(queue_id_text(message)) == 1
+    story = room.result({"command": "queue.show", "id": queue_id_text(message)})
+    assert "waits for its turn" in json.dumps(story)
+
+
+def test_a_story_knows_which_upstream_is_down(room: Room) -> None:
+    message = room.put()
+    room.courier.rows = (status("contoso", "down", "dns-failed", "no such name"),)
+    story = room.result({"command": "queue.show", "id": queue_id_text(message)})
+    assert "Upstream contoso is down" in json.dumps(story)
+
+
+def test_content_is_exported_in_pieces_as_it_was_kept(room: Room) -> None:
+    octets = b"a: b\r\n\r\n" + bytes(range(256)) * 2000
+    message = put(room.door, room.clock, octets=octets)
+    replies = room.ask({"command": "queue.export", "id": queue_id_text(message)})
+    parts = [cast("dict[str, str]", reply["result"])["octets"] for reply in replies]
+    assert b"".join(base64.b64decode(part) for part in parts) == octets
+    assert len(parts) > 2
+    assert [bool(reply.get("more")) for reply in replies] == [True] * (len(parts) - 1) + [False]
+
+
+def test_what_cannot_be_exported_is_refused_in_words(room: Room) -> None:
+    words, code = room.refusal({"command": "queue.export", "id": "1JV7SEQSLMJCW"})
+    assert (words, code) == ("1JV7SEQSLMJCW: no such message", 1)
+    message = room.put()
+    room.door.delete([message])
+    words, _ = room.refusal({"command": "queue.export", "id": queue_id_text(message)})
+    assert words.endswith("its content is not kept any more")
+
+
+# ---- wishes
+
+
+@pytest.mark.parametrize(
+    ("command", "state"),
+    [("queue.hold", State.HELD), ("queue.delete", State.FAILED)],
+)
+def test_a_wish_reaches_the_ids_it_names(room: Room, command: str, state: State) -> None:
+    message, other = room.put(), room.put()
+    answer = room.result({"command": command, "ids": [queue_id_text(message).lower()]})
+    assert answer == {"count": 1, "missing": [], "untouched": []}
+    assert (room.state(message), room.state(other)) == (state, State.READY)
+
+
+def test_a_release_and_a_retry_reach_what_waits_for_them(room: Room) -> None:
+    message = room.put()
+    room.door.hold([message])
+    assert room.result({"command": "queue.release", "ids": [queue_id_text(message)]})["count"] == 1
+    (lease,) = room.door.lease(ALERTS, limit=1)
+    room.door.settle(lease, FAILED)
+    assert room.result({"command": "queue.retry", "ids": [queue_id_text(message)]})["count"] == 1
+    assert room.state(message) is State.READY
+
+
+def test_ids_that_nobody_knows_or_that_are_past_it_are_named(room: Room) -> None:
+    message, unknown = room.put(), "1JV7SEQSLMJCW"
+    answer = room.result({"command": "queue.release", "ids": [queue_id_text(message), unknown]})
+    assert answer == {"count": 0, "missing": [unknown], "untouched": [queue_id_text(message)]}
+
+
+def test_a_wish_by_filter_reaches_what_it_matches(room: Room) -> None:
+    mine = put(room.door, room.clock, way(ALERTS, "ops@contoso.com"))
+    other = room.put()
+    wish: Frame = {"command": "queue.hold", "to": "OPS@"}
+    assert room.result({**wish, "dry_run": True}) == {"count": 1}
+    assert room.state(mine) is State.READY
+    assert room.result(wish) == {"count": 1}
+    assert (room.state(mine), room.state(other)) == (State.HELD, State.READY)
+
+
+def test_a_wish_by_filter_goes_page_by_page_and_counts_each_message_once(room: Room) -> None:
+    def three_ways() -> None:  # which no page ends with
+        put(room.door, room.clock, *(way(ALERTS, f"{name}@contoso.com") for name in "abc"))
+
+    gevent.joinall([gevent.spawn(three_ways) for _ in range(151)], raise_error=True)
+    assert room.result({"command": "queue.hold", "dry_run": True}) == {"count": 151}
+    replies = room.ask({"command": "queue.hold"})
+    assert len(replies) > 2
+    assert all(reply.get("more") for reply in replies[:-1])
+    assert cast("dict[str, Json]", replies[-1]["result"])["count"] == 151
+    assert room.door.counts().by_state == {(State.HELD, "contoso"): 453}
+
+
+def test_who_wished_what_is_in_the_log(room: Room, capsys: pytest.CaptureFixture[str]) -> None:
+    message = room.put()
+    room.ask({"command": "queue.hold", "ids": [queue_id_text(message)]}, {"uid": 1234, "pid": 1})
+    out = capsys.readouterr().out
+    assert "queue.wished" in out
+    assert "1234" in out
+
+
+@pytest.mark.parametrize("wish", WISHES)
+def test_what_a_wish_is_for_agrees_with_what_the_spool_does(room: Room, wish: Wish) -> None:
+    """An operator must not be told "nothing to do" of a message the wish moves, nor the reverse."""
+    ready, held, failed, sent, deleted = (room.put() for _ in range(5))
+    leases = {lease.message: lease for lease in room.door.lease(ALERTS, limit=5)}
+    room.door.settle(leases[failed], FAILED)
+    room.door.settle(leases[sent], SENT)
+    room.door.settle(leases[held], denied(room.clock))
+    room.door.settle(leases[ready], FAILED)
+    room.door.retry([ready])
+    room.door.settle(leases[deleted], FAILED)
+    room.door.delete([deleted])
+    for message in (ready, held, failed, sent, deleted):
+        story = room.door.show(message)
+        assert story is not None
+        foreseen = is_for(wish, story)
+        assert bool(getattr(room.door, wish)([message])) == foreseen, story.deliveries[0].state
+
+
+def test_a_message_under_way_can_be_wished_for(room: Room) -> None:
+    message = room.put()
+    room.door.lease(ALERTS, limit=1)
+    answer = room.result({"command": "queue.hold", "ids": [queue_id_text(message)]})
+    assert answer["untouched"] == []
+
+
+# ---- devices, and SMTP for `relayd send`
+
+
+def test_devices_are_told_without_any_secret(room: Room) -> None:
+    assert room.result({"command": "devices"}) == {
+        "devices": [
+            {"name": "ups", "kind": "device", "upstream": "", "from": "a@contoso.com"},
+            {"name": "printer1", "kind": "user", "upstream": "contoso", "from": "p@contoso.com"},
+        ]
+    }
+
+
+def test_smtp_becomes_a_session_of_the_device(room: Room) -> None:
+    octets = room.raw({"command": "smtp", "device": "ups"})
+    assert octets.endswith(b"220 hello\r\n")
+    assert Decoder().feed(octets.removesuffix(b"220 hello\r\n"))[0]["ok"] is True
+    assert room.spoken == ["ups"]
+
+
+@pytest.mark.parametrize("device", ["nobody", "", None, ["ups"]])
+def test_smtp_as_somebody_unknown_names_those_there_are(room: Room, device: Json) -> None:
+    words, code = room.refusal({"command": "smtp", "device": device})
+    assert "there are: ups, printer1" in words
+    assert code == 1
+    assert room.spoken == []
+
+
+# ---- clients that misbehave
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"command": None},
+        {"command": ["queue.list"]},
+        {"command": "queue.shred"},
+        {"command": "queue.show"},
+        {"command": "queue.show", "id": "x" * 50_000},
+        {"command": "queue.show", "id": {"a": [1]}},
+        {"command": "queue.list", "state": "stuck"},
+        {"command": "queue.list", "since": "yesterday"},
+        {"command": "queue.delete", "ids": [None, 3, {}]},
+        {"command": "queue.export", "id": 7},
+    ],
+)
+def test_garbage_is_refused_as_wrong_usage_and_costs_nobody_else_anything(
+    room: Room, request_: Frame
+) -> None:
+    _, code = room.refusal(request_)
+    assert code == 2
+    assert room.ask({"command": "queue.list"})[-1]["ok"] is True
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"command": "queue.list", "limit": -1},
+        {"command": "queue.list", "limit": "many", "to": ["x"], "from": {"y": 1}},
+        {"command": "queue.list", "to": "'; DROP TABLE delivery; --", "message_id": "%"},
+        {"command": "queue.list", "device": "\ud800"},
+        {"command": "queue.hold", "ids": "1JV7SEQSLMJCW", "state": "sent"},
+        {"command": "queue.hold", "ids": []},
+    ],
+)
+def test_odd_members_do_no_harm(room: Room, request_: Frame) -> None:
+    message = room.put()
+    assert room.ask(request_)
+    assert room.state(message) is State.READY
+
+
+def test_a_client_that_does_not_read_is_dropped(tmp_path: Path) -> None:
+    room = Room(tmp_path, patience_s=0.05)
+    message = put(room.door, room.clock, octets=b"a: b\r\n\r\n" + bytes(3_000_000))
+    ours, theirs = socket.socketpair()
+    request = {"command": "queue.export", "id": queue_id_text(message)}
+    gevent.spawn(room.operator.serve, request, theirs.detach()).get(timeout=10)
+    with ours:
+        while ours.recv(1 << 20):  # what fitted into the kernel, then the end
+            pass
+    room.close()
+
+
+def test_a_client_that_leaves_is_no_matter(room: Room) -> None:
+    ours, theirs = socket.socketpair()
+    ours.close()
+    gevent.spawn(room.operator.serve, {"command": "queue.list"}, theirs.detach()).get(timeout=10)
+
+
+def test_a_bug_in_an_answer_costs_the_asker_only(
+    room: Room, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(room.courier, "upstreams", lambda: 1 / 0)
+    assert room.raw({"command": "queue.show", "id": queue_id_text(room.put())}) == b""
+    assert "control.bug" in capsys.readouterr().out
+    assert room.ask({"command": "queue.list"})[-1]["ok"] is True
+
+
+def test_an_answer_too_large_for_a_frame_says_so(room: Room) -> None:
+    message = put(
+        room.door, room.clock, way(ALERTS, *(f"{n}@{'b' * 60}.com" for n in range(20_000)))
+    )
+    words, _ = room.refusal({"command": "queue.show", "id": queue_id_text(message)})
+    assert words == "the answer is too large; ask for less"
+
+
+def test_a_spool_that_fails_says_to_try_again(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise SpoolUnavailable("disk I/O error")
+
+    monkeypatch.setattr(Reader, "show", fail)
+    request: Frame = {"command": "queue.show", "id": "1JV7SEQSLMJCW"}
+    assert room.refusal(request) == ("disk I/O error; try again", 75)
+
+
+def test_a_worker_that_leaves_says_to_try_again(room: Room) -> None:
+    room.operator.close()
+    room.operator.close()
+    words, code = room.refusal({"command": "queue.list"})
+    assert (words, code) == ("this worker is leaving; try again", 75)
+
+
+# ---- figures for `status`
+
+
+def upstream_of(room: Room) -> dict[str, Json]:
+    upstreams = room.operator.figures()["upstreams"]
+    assert isinstance(upstreams, dict)
+    row = upstreams["contoso"]
+    assert isinstance(row, dict)
+    return row
+
+
+def test_figures_count_by_state_and_tell_the_oldest(room: Room) -> None:
+    assert room.operator.figures()["queue"] == {}
+    room.clock.advance(10)
+    room.put()
+    room.clock.advance(30)
+    room.door.hold([room.put()])
+    figures = room.operator.figures()
+    assert figures["queue"] == {"ready": 1, "held": 1}
+    assert figures["oldest_s"] == 30.0
+
+
+def test_an_upstream_that_is_up_has_its_token_and_what_is_held(room: Room) -> None:
+    room.cache.tokens = [{"upstreams": ["contoso"], "expires_in_s": 600}]
+    room.put()
+    (lease,) = room.door.lease(ALERTS, limit=1)
+    room.door.settle(lease, denied(room.clock))
+    row = upstream_of(room)
+    assert row["state"] == "up"
+    assert row["token_expires_s"] == 600
+    assert row["held"] == {"ErrorSendAsDenied": 1}
+    assert row["held_messages"] == 1
+    assert "why" not in row
+
+
+@pytest.mark.parametrize("state", ["down", "probing"])
+def test_an_upstream_that_is_not_up_says_why_and_what_to_do(room: Room, state: str) -> None:
+    room.courier.rows = (status("contoso", state, "7000215", "AADSTS7000215: Invalid secret"),)
+    row = upstream_of(room)
+    assert (row["state"], row["cause"]) == (state, "7000215")
+    assert "The client secret is wrong" in str(row["why"])
+    assert "Make a new secret" in str(row["do"])
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        None,
+        "nonsense",
+        ["nonsense"],
+        [{"upstreams": ["contoso"], "expires_in_s": 0}],
+        [{"upstreams": "contoso", "expires_in_s": 5}],
+        [{"expires_in_s": "soon"}],
+    ],
+)
+def test_a_token_that_is_not_there_is_left_out(room: Room, tokens: object) -> None:
+    room.cache.tokens = tokens
+    assert "token_expires_s" not in upstream_of(room)
+
+
+@pytest.mark.parametrize("failure", [CacheUnavailable("away"), Refused("bug", "no", {})])
+def test_figures_do_without_the_cache_daemon(room: Room, failure: Exception) -> None:
+    room.cache.failure = failure
+    assert "token_expires_s" not in upstream_of(room)
+
+
+def test_figures_of_many_upstreams_fit_a_packet(room: Room) -> None:
+    rows: Sequence[UpstreamStatus] = [
+        status(f"upstream-{n}", "down", "7000215", "x" * 300) for n in range(40)
+    ]
+    room.courier.rows = tuple(rows)
+    assert len(json.dumps(room.operator.figures())) < 60_000

@@ -1,0 +1,99 @@
+"""A worker is put together from a checked configuration; what it cannot use, it says.
+
+That it serves, drains, obeys the master and survives its death is shown with real processes,
+in tests/process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from relayd.config import codec
+from relayd.config.model import Config, Server, Spool
+
+SCRIPT = """
+import os, socket, sys
+from relayd.worker import main
+from relayd.master.child import ChildContext
+
+class Pulse:
+    def beat(self): pass
+    def enter(self, device): return True
+    def leave(self, device): pass
+    def move(self, old, new): return True
+
+config_fd, channel_fd = int(sys.argv[1]), int(sys.argv[2])
+sys.exit(main(ChildContext(kind="worker", number=1, serial=1, config_fd=config_fd, listeners=(),
+                           channel_fd=channel_fd, pulse=Pulse())))
+"""
+
+
+def run_worker(
+    config: Config,
+    *,
+    orders: Sequence[dict[str, str]] = (),
+    before: Callable[[], None] | None = None,
+) -> tuple[int, list[dict[str, object]]]:
+    """Run one until it ends; returns its exit code and what it told the master."""
+    import socket  # noqa: PLC0415  this process is patched by other tests; here it must not matter
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    memfd = os.memfd_create("config")
+    os.write(memfd, codec.dumps(config))
+    os.lseek(memfd, 0, os.SEEK_SET)
+    for order in orders:
+        ours.send(json.dumps(order).encode())
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(memfd), str(theirs.fileno())],
+            pass_fds=(memfd, theirs.fileno()),
+            capture_output=True,
+            timeout=15,
+            check=False,
+            preexec_fn=before,
+        )
+        theirs.close()
+        told = []
+        while octets := ours.recv(65536):
+            told.append(json.loads(octets))
+    finally:
+        os.close(memfd)
+        theirs.close()
+        ours.close()
+    return done.returncode, told
+
+
+def test_a_spool_that_cannot_be_used_is_told_to_the_master_and_ends_with_78() -> None:
+    code, told = run_worker(Config(spool=Spool(url="sqlite:///proc/nowhere/spool.db")))
+
+    assert code == 78
+    assert [one["event"] for one in told] == ["failed"]
+    assert "[spool] url" in str(told[0]["text"])
+
+
+def _no_room() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+@pytest.mark.slow(2)
+def test_a_disk_that_fails_at_the_start_does_not_keep_it_from_answering_451(
+    tmp_path: Path,
+) -> None:
+    tmp_path.chmod(0o700)
+    config = Config(
+        server=Server(runtime_dir=str(tmp_path)), spool=Spool(url=f"sqlite://{tmp_path}/spool.db")
+    )
+    assert run_worker(config, orders=[{"do": "drain"}])[0] == 0
+
+    code, told = run_worker(config, orders=[{"do": "drain"}], before=_no_room)
+
+    assert code == 0
+    assert "ready" in [one["event"] for one in told]
