@@ -293,13 +293,19 @@ class Bench:
         return cast("T", outcome)
 
     def accept(
-        self, *ways: NewDelivery, octets: bytes = b"a: b\r\n\r\nc\r\n", state: State = State.READY
+        self,
+        *ways: NewDelivery,
+        octets: bytes = b"a: b\r\n\r\nc\r\n",
+        state: State = State.READY,
+        held_by: str = "",
     ) -> Accept:
         """Return what inserts one message."""
         message = new_message(self.clock, *ways, octets=octets)
         number = self.ids.next()
         births = [
-            Birth(id=number + at, message=number, way=one, state=state, held_by="", until=1240.0)
+            Birth(
+                id=number + at, message=number, way=one, state=state, held_by=held_by, until=1240.0
+            )
             for at, one in enumerate(message.deliveries)
         ]
         return Accept(
@@ -308,6 +314,7 @@ class Bench:
             (number, len(octets), zlib.crc32(octets), octets),
             tuple(one.row(message, self.core.holder) for one in births),
             tuple(one.id for one in births if state is State.LEASED),
+            tuple(births if state is State.HELD else ()),
         )
 
     def put(self, *ways: NewDelivery, octets: bytes = b"a: b\r\n\r\nc\r\n") -> QueueId:

@@ -105,6 +105,7 @@ class Accept(Operation[None]):
     content: tuple[Value, ...]
     deliveries: tuple[tuple[Value, ...], ...]
     born: tuple[int, ...]  # deliveries that are LEASED from the start
+    held: tuple[Birth, ...] = ()  # and those that are HELD by a Hold there was a moment ago
 
     def run(self, batch: Transaction) -> None:
         """Insert this one alone."""
@@ -122,8 +123,23 @@ def accept_all(batch: Transaction, accepts: Sequence[Accept]) -> None:
     batch.bulk(_MESSAGE, [one.message for one in accepts])
     batch.bulk(_CONTENT, [one.content for one in accepts])
     batch.bulk(_DELIVERY, [row for one in accepts for row in one.deliveries])
+    for one in accepts:
+        for birth in one.held:
+            _hold_as_now(batch, birth)
     octets = sum(len(one.content[3]) for one in accepts if isinstance(one.content[3], bytes))
     batch.effects.pages += octets // _PAGE + len(accepts) // 2 + 6
+
+
+def _hold_as_now(batch: Transaction, birth: Birth) -> None:
+    """Set a delivery free whose Hold went before it came: nothing else ever would."""
+    cause = batch.holds.get((*birth.way.mailbox, birth.way.header_from), "")
+    if cause != birth.held_by:
+        batch.run(
+            "UPDATE delivery SET state = ?, held_by = ? WHERE id = ?",
+            CODES[State.HELD if cause else State.READY],
+            cause,
+            birth.id,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,9 +49,9 @@ from relayd.spool.queries import PAGE, Counts, Filter, Listed, Reader, Story
 from relayd.spool.reading import Contents
 from relayd.spool.settling import ReleaseHeld, Settle
 from relayd.spool.space import Space, refuse_network
-from relayd.spool.sqlite import Applied, Core, causes
+from relayd.spool.sqlite import Applied, Core
 from relayd.spool.store import Expired, Hold, Taker, Work
-from relayd.spool.transaction import Operation, Pair, Policy, Value
+from relayd.spool.transaction import Operation, Pair, Policy, Value, causes
 from relayd.spool.upkeep import Clamp, Expire, ForgetContent, ForgetHistory, KnownFiles, ReadWork
 from relayd.spool.wishes import Adopt, Ask, Hasten
 
@@ -251,6 +251,7 @@ class SqliteDoor:
                     content,
                     tuple(one.row(message, self._core.holder) for one in births),
                     tuple(one.id for one in births if one.state is State.LEASED),
+                    tuple(one for one in births if one.state is State.HELD),
                 ),
                 deadline=deadline,
             )

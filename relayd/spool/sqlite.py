@@ -23,15 +23,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from relayd.clock import Clock, from_micros, micros
+from relayd.clock import Clock, micros
 from relayd.errors import ConfigError, SpoolFull, SpoolUnavailable
 from relayd.spool import schema
 from relayd.spool.accepting import Accept, Undo, accept_all
 from relayd.spool.content import Crash, Shelf, sync_folder, unavailable
-from relayd.spool.model import MailboxRef
 from relayd.spool.settling import Settle, Surprise, settle_all
 from relayd.spool.store import Hold
-from relayd.spool.transaction import Effects, Operation, Pair, Policy, Transaction, json_rows
+from relayd.spool.transaction import (
+    Effects,
+    Operation,
+    Pair,
+    Policy,
+    Transaction,
+    causes,
+    json_rows,
+    read_holds,
+)
 from relayd.spool.turnstile import Turnstile
 
 _PRAGMAS: Final = (
@@ -400,28 +408,3 @@ def _probe_space(folder: str) -> None:
     finally:
         os.close(descriptor)
         os.unlink(path)
-
-
-def causes(holds: Sequence[Hold]) -> dict[Pair, str]:
-    """Return what holds each (upstream, mailbox, From); the first cause where there are more."""
-    return {(*one.mailbox, one.header_from): one.cause for one in reversed(holds)}
-
-
-def read_holds(connection: sqlite3.Connection) -> tuple[Hold, ...]:
-    """Return the Holds in force."""
-    rows = json_rows(
-        connection,
-        "SELECT json_group_array(json_array(upstream, mailbox, header_from, cause, text, since,"
-        " probe_at)) FROM hold WHERE releasing = 0",
-    )
-    return tuple(
-        Hold(
-            mailbox=MailboxRef(str(row[0]), str(row[1])),
-            header_from=str(row[2]),
-            cause=str(row[3]),
-            text=str(row[4]),
-            since=from_micros(int(row[5] or 0)),
-            probe_at=from_micros(int(row[6] or 0)),
-        )
-        for row in rows
-    )

@@ -19,8 +19,10 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import ClassVar, Final, Generic, TypeAlias, TypeVar
 
+from relayd.clock import from_micros
 from relayd.spool.ids import DELIVERIES
 from relayd.spool.model import MailboxRef, QueueId
+from relayd.spool.store import Hold
 
 T_co = TypeVar("T_co", covariant=True)
 Value: TypeAlias = str | int | float | bytes | None
@@ -121,8 +123,13 @@ class Transaction:
         return changed
 
     def touch_holds(self) -> None:
-        """Tell all workers that the Holds changed."""
+        """Tell all workers that the Holds changed, and go on with those there are now.
+
+        What follows in the same transaction must not hold mail by a Hold that is gone: nothing
+        would ever set it free.
+        """
         self.effects.holds_touched = True
+        self.holds = causes(read_holds(self.connection))
         self.run("UPDATE meta SET value = value + 1 WHERE name = 'holds'")
 
 
@@ -136,6 +143,31 @@ def json_rows(connection: sqlite3.Connection, sql: str, *values: Value) -> list[
     """Return the rows of a statement that gives one JSON array of arrays, or nothing."""
     row = connection.execute(sql, values).fetchone()
     return json.loads(row[0]) if row is not None and row[0] is not None else []
+
+
+def causes(holds: Sequence[Hold]) -> dict[Pair, str]:
+    """Return what holds each (upstream, mailbox, From); the first cause where there are more."""
+    return {(*one.mailbox, one.header_from): one.cause for one in reversed(holds)}
+
+
+def read_holds(connection: sqlite3.Connection) -> tuple[Hold, ...]:
+    """Return the Holds in force."""
+    rows = json_rows(
+        connection,
+        "SELECT json_group_array(json_array(upstream, mailbox, header_from, cause, text, since,"
+        " probe_at)) FROM hold WHERE releasing = 0",
+    )
+    return tuple(
+        Hold(
+            mailbox=MailboxRef(str(row[0]), str(row[1])),
+            header_from=str(row[2]),
+            cause=str(row[3]),
+            text=str(row[4]),
+            since=from_micros(int(row[5] or 0)),
+            probe_at=from_micros(int(row[6] or 0)),
+        )
+        for row in rows
+    )
 
 
 def marks(count: int) -> str:

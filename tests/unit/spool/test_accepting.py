@@ -10,7 +10,8 @@ import pytest
 from relayd.spool.accepting import Undo
 from relayd.spool.leasing import ReadContent, TakeLeases
 from relayd.spool.model import State
-from tests.spooling import ALERTS, SCANS, Bench, new_message, way
+from relayd.spool.settling import Settle
+from tests.spooling import ALERTS, SCANS, SENT, Bench, denied, new_message, way
 
 
 @pytest.fixture
@@ -31,6 +32,30 @@ def test_many_are_inserted_at_once(bench: Bench) -> None:
     accepts = [bench.accept(way(ALERTS), way(SCANS)) for _ in range(100)]
     assert bench.core.apply(accepts).outcomes == [None] * 100
     assert count(bench) == 400
+
+
+@pytest.mark.parametrize(
+    ("cause", "state", "held_by"),
+    [("ErrorGone", 0, ""), ("ErrorSendAsDenied", 2, "ErrorSendAsDenied")],
+)
+def test_what_is_born_held_is_held_by_a_hold_there_is(
+    cause: str, state: int, held_by: str, bench: Bench
+) -> None:
+    """The door looked at the Holds before the commit; one that went since sets nothing free."""
+    bench.put()
+    (lease,) = bench.do(TakeLeases(ALERTS, 1))
+    pair = (*ALERTS, lease.header_from)
+    is_over = cause == "ErrorGone"
+    word = denied(bench.clock, cause="ErrorSendAsDenied")
+    bench.do(Settle(lease.delivery, lease.fence, lease.message, pair, False, word))
+    accept = bench.accept(state=State.HELD, held_by=cause)
+    if is_over:
+        bench.clock.advance(1801)
+        (probe,) = bench.do(TakeLeases(ALERTS, 1))
+        bench.do(Settle(probe.delivery, probe.fence, probe.message, pair, False, SENT))
+    bench.do(accept)
+    rows = bench.rows("SELECT state, held_by FROM delivery WHERE message = ?", accept.id)
+    assert rows == [(state, held_by)]
 
 
 def test_undo_removes_all_that_nobody_has_seen(bench: Bench) -> None:

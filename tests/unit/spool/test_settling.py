@@ -93,6 +93,29 @@ def test_a_second_cause_for_the_same_pair_is_lifted_too(bench: Bench) -> None:
     assert states(bench) == [0, 0, 4]
 
 
+def test_a_lease_in_the_same_batch_sees_that_the_hold_is_gone(bench: Bench) -> None:
+    """What it put back would be HELD by a Hold that is not there: for ever."""
+    probe, *others = leased(bench, 3)
+    for lease in others:
+        bench.do(settle(lease, denied(bench.clock)))
+    freed = bench.core.apply([settle(probe, SENT), TakeLeases(ALERTS, 5)]).outcomes[1]
+    assert isinstance(freed, list)
+    assert [one.delivery for one in freed] == [one.delivery for one in others]
+    assert states(bench) == [4, 3, 3]
+
+
+def test_a_lease_in_the_same_batch_sees_that_there_is_a_hold_now(bench: Bench) -> None:
+    refused, probe = leased(bench, 2)
+    bench.put()
+    batch = [
+        settle(refused, denied(bench.clock)),
+        TakeLeases(ALERTS, 5),
+        settle(probe, deferred(bench.clock)),
+    ]
+    assert bench.core.apply(batch).outcomes[1] == []
+    assert states(bench) == [2, 1, 2]
+
+
 def test_a_hold_of_one_from_leaves_another_alone(bench: Bench) -> None:
     bench.put(way(ALERTS, header_from="a@contoso.com"))
     bench.put(way(ALERTS, header_from="b@contoso.com"))
