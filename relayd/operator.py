@@ -32,7 +32,7 @@ from relayd.config.model import Config, Submitter, User
 from relayd.deliver.courier import Courier
 from relayd.errors import CacheUnavailable, RelaydError, SpoolUnavailable
 from relayd.master.frames import Frame, Garbage, Json, done, encode, refused
-from relayd.queueview import PAGE, Now, Outage, look, outage_words, parse_filter
+from relayd.queueview import PAGE, Now, Outage, clock_words, look, outage_words, parse_filter
 from relayd.serve.session import PeerGone, PeerSilent
 from relayd.spool import moves
 from relayd.spool.door import SqliteDoor, spool_path
@@ -51,6 +51,7 @@ WRONG_USAGE: Final = 2
 _MOST_AT_ONCE: Final = 500
 _EXPORT_PIECE: Final = 192 * 1024
 _STATUS_S: Final = 1.0
+_MOST_MAILBOXES: Final = 20
 _WISHES: Final[Mapping[str, moves.Wish]] = {
     "queue.retry": "retry",
     "queue.hold": "hold",
@@ -102,6 +103,7 @@ class Operator:
     def figures(self) -> dict[str, Json]:
         """Return what the spool and the courier say now; raises SpoolUnavailable."""
         counts = self._reader.counts()
+        cached = self._cached()
         queue: dict[str, int] = {}
         for (state, _), number in counts.by_state.items():
             queue[state.value] = queue.get(state.value, 0) + number
@@ -110,15 +112,24 @@ class Operator:
         return {
             "queue": queue,
             "oldest_s": round(max(oldest_s, 0.0), 1),
-            "upstreams": self._upstreams(counts),
+            "upstreams": self._upstreams(counts, _token_expiries(cached)),
+            "quota": _busiest(cached),
+            "clock": self._clock_told(),
         }
 
-    def _upstreams(self, counts: Counts) -> dict[str, Json]:
+    def _clock_told(self) -> dict[str, Json]:
+        trouble = self._courier.clock_trouble
+        if not trouble:
+            return {"right": True}
+        why, do = clock_words(trouble)
+        return {"right": False, "why": why, "do": do}
+
+    def _upstreams(self, counts: Counts, expiries: Mapping[str, int]) -> dict[str, Json]:
         held: dict[str, dict[str, int]] = {}
         for hold in self._door.holds():
             causes = held.setdefault(hold.mailbox.upstream, {})
             causes[hold.cause] = causes.get(hold.cause, 0) + 1
-        expiries = self._token_expiries()
+        ends = {one.name: one.credential_expires for one in self._config.upstream}
         out: dict[str, Json] = {}
         for one in self._courier.upstreams():
             row: dict[str, Json] = {
@@ -127,6 +138,8 @@ class Operator:
                 "in_flight": one.in_flight, "held": held.get(one.name, {}),
                 "held_messages": counts.by_state.get((State.HELD, one.name), 0),
             }  # fmt: skip
+            if ends.get(one.name):
+                row["credential_expires"] = ends[one.name]
             if one.name in expiries:
                 row["token_expires_s"] = expiries[one.name]
             if one.resting:
@@ -138,19 +151,12 @@ class Operator:
             out[one.name] = row
         return out
 
-    def _token_expiries(self) -> dict[str, int]:
-        """Return how long each upstream's token is good for; those without one are left out."""
+    def _cached(self) -> Mapping[str, Json]:
+        """Return what the cache daemon says of tokens and slots; {} while it is away."""
         try:
-            tokens = self._cache.call("status", {}, timeout_s=_STATUS_S).get("tokens")
+            return self._cache.call("status", {}, timeout_s=_STATUS_S)
         except (CacheUnavailable, Refused):
             return {}
-        out: dict[str, int] = {}
-        for token in tokens if isinstance(tokens, list) else []:
-            names = token.get("upstreams") if isinstance(token, dict) else None
-            expires_s = token.get("expires_in_s") if isinstance(token, dict) else None
-            if isinstance(expires_s, int) and expires_s > 0 and isinstance(names, list):
-                out |= {str(name): expires_s for name in names}
-        return out
 
     # ---- requests
 
@@ -214,7 +220,7 @@ class Operator:
             for one in self._courier.upstreams()
             if one.state != "up"
         }
-        return Now(holds=self._door.holds(), down=down)
+        return Now(holds=self._door.holds(), down=down, clock=self._courier.clock_trouble)
 
     def _devices(self) -> Iterator[Frame]:
         rows: list[Json] = [
@@ -296,6 +302,34 @@ class Operator:
                     octets = base64.b64encode(piece[start : start + _EXPORT_PIECE])
                     yield done({"octets": octets.decode("ascii")}, more=True)
         yield done({"octets": ""})
+
+
+def _token_expiries(cached: Mapping[str, Json]) -> dict[str, int]:
+    """Return how long each upstream's token is good for; those without one are left out."""
+    tokens = cached.get("tokens")
+    out: dict[str, int] = {}
+    for token in tokens if isinstance(tokens, list) else []:
+        names = token.get("upstreams") if isinstance(token, dict) else None
+        expires_s = token.get("expires_in_s") if isinstance(token, dict) else None
+        if isinstance(expires_s, int) and expires_s > 0 and isinstance(names, list):
+            out |= {str(name): expires_s for name in names}
+    return out
+
+
+def _busiest(cached: Mapping[str, Json]) -> list[Json]:
+    """Return the mailboxes nearest to what they may send, the fullest first; at most 20."""
+    slots = cached.get("slots")
+    rows = [row for row in (slots if isinstance(slots, list) else []) if isinstance(row, dict)]
+    return [*sorted(rows, key=_fullness, reverse=True)[:_MOST_MAILBOXES]]
+
+
+def _fullness(row: Mapping[str, Json]) -> tuple[float, float]:
+    """Return the part of the minute's messages used, and how many wait."""
+    sent, per_minute, waiting = (
+        float(value) if isinstance(value, int | float) else 0.0
+        for value in (row.get("sent_last_minute"), row.get("per_minute"), row.get("waiting"))
+    )
+    return (sent / per_minute if per_minute else 0.0, waiting)
 
 
 def _frame(reply: Frame) -> bytes:

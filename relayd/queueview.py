@@ -60,11 +60,13 @@ class Now:
 
     holds:      the Holds in force.
     down:       upstreams that are down, by name.
+    clock:      why nothing is sent because of this host's clock; "" while it is right.
     is_running: False when the command line reads the spool of a relay that is stopped.
     """
 
     holds: tuple[Hold, ...] = ()
     down: Mapping[str, Outage] = field(default_factory=dict)
+    clock: str = ""
     is_running: bool = True
 
 
@@ -99,7 +101,8 @@ def look(looker: Looker, request: Frame, now: AskNow = lambda: STOPPED) -> Itera
         page, after = looker.page(wanted, after=after, limit=min(left, PAGE))
         left -= len(page)
         is_last = not after or left <= 0
-        parts = list(_parts([shown(one) for one in page]))
+        known = now()
+        parts = list(_parts([shown(one, known) for one in page]))
         for number, part in enumerate(parts, 1):
             yield done({"messages": part}, more=not is_last or number < len(parts))
         if is_last:
@@ -172,7 +175,7 @@ def _limit(request: Frame) -> int:
 # ---- what is shown
 
 
-def shown(one: Listed) -> dict[str, Json]:
+def shown(one: Listed, now: Now) -> dict[str, Json]:
     """Return a row of `queue list`; the keys are an interface (docs/cli.md)."""
     return {
         "id": queue_id_text(one.id),
@@ -189,6 +192,7 @@ def shown(one: Listed) -> dict[str, Json]:
         "expires_at": stamp(one.expires_at),
         "due_at": stamp(one.due_at),
         "held_by": one.held_by,
+        "reason": _reason(one, now),
         "attempts": one.attempts,
         "maybe_sent": one.maybe_sent,
         "results": dict(one.done),
@@ -207,7 +211,7 @@ def told(story: Story, now: Now) -> dict[str, Json]:
         "helo": story.helo,
         "body_sha256": story.body_sha256,
         "has_content": story.has_content,
-        "deliveries": [shown(one) | _words(one, story, now) for one in story.deliveries],
+        "deliveries": [shown(one, now) | _words(one, story, now) for one in story.deliveries],
         "attempts": [_attempt(one, story) for one in story.journal],
     }
 
@@ -229,6 +233,20 @@ def stamp(moment: datetime | None) -> str:
 
 
 # ---- why it is where it is, and what to do
+
+
+def _reason(one: Listed, now: Now) -> str:
+    """Return what keeps a delivery back, short; "" where its state says it all."""
+    if one.state is State.HELD:
+        return one.held_by
+    if one.state not in (State.READY, State.DEFERRED):
+        return ""
+    if not now.is_running:
+        return "relayd is not running"
+    if now.clock:
+        return "the clock is wrong"
+    outage = now.down.get(one.upstream)
+    return f"{one.upstream} is down{_label(outage.cause)}" if outage is not None else ""
 
 
 class Plain(NamedTuple):
@@ -278,6 +296,8 @@ def _words(one: Listed, story: Story, now: Now) -> dict[str, Json]:
 def _ready(one: Listed, last: Tried | None, now: Now) -> Plain:
     if not now.is_running:
         return Plain("It waits for relayd, which is not running.", "systemctl start relayd")
+    if now.clock:
+        return Plain(*clock_words(now.clock))
     outage = now.down.get(one.upstream)
     if outage is not None:
         return Plain(*outage_words(one.upstream, outage))
@@ -314,6 +334,12 @@ def outage_words(name: str, outage: Outage) -> tuple[str, str]:
     return f"Upstream {name} is down{_label(outage.cause)}: {said}", f"{advice} {again}".strip()
 
 
+def clock_words(trouble: str) -> tuple[str, str]:
+    """Return what a wrong clock means, and what to do; sentences."""
+    why = f"Nothing is sent: {trouble}. Mail is accepted and kept."
+    return why, "Set it (timedatectl says how it stands); a minute after that all goes by itself."
+
+
 def _label(code: str) -> str:
     """Return a code as `relayd explain` takes it, in brackets after a blank; "" for none."""
     return f" (AADSTS{code})" if code.isdecimal() else f" ({code})" if code else ""
@@ -342,6 +368,9 @@ def _deferred(one: Listed, last: Tried | None, now: Now) -> Plain:
     why = f"Tried {times}: {said}" if said else f"Tried {times}."
     if not now.is_running:
         return Plain(f"{why} relayd is not running.", "systemctl start relayd")
+    if now.clock:
+        clock = clock_words(now.clock)
+        return Plain(f"{why} {clock[0]}", clock[1])
     why += f" Tried again at {stamp(one.due_at)}."
     advice = _do(_code(one, last), last.http_status if last else 0)
     return Plain(why, advice or f"Nothing; to try at once: relayd queue retry {_id(one)}")

@@ -260,9 +260,10 @@ def _cells(row: Frame) -> Sequence[str]:
     shown = to[0] if to else ""
     if len(to) > 1:
         shown += f" and {len(to) - 1} more"
-    last = str(row.get("held_by") or "")
+    last = str(row.get("reason") or row.get("held_by") or "")
     if state == "deferred":
-        last = f"{_times(row.get('attempts'))}, again {row.get('due_at')}"
+        tried = f"{_times(row.get('attempts'))}, again {row.get('due_at')}"
+        last = f"{tried}; {last}" if last else tried
     if row.get("maybe_sent") and state in _STATES[1:5]:
         last = f"{last}, maybe sent".removeprefix(", ")
     octets = row.get("bytes")

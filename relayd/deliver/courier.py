@@ -47,6 +47,7 @@ from relayd.deliver.outcome import (
 )
 from relayd.deliver.wallclock import WallClock
 from relayd.errors import LeaseLost, SpoolUnavailable
+from relayd.identity import aadsts
 from relayd.observe import metrics
 from relayd.spool.model import (
     Lease,
@@ -201,6 +202,11 @@ class Courier:
     def in_flight(self) -> int:
         """How many deliveries are under way."""
         return len(self._in_flight)
+
+    @property
+    def clock_trouble(self) -> str:
+        """Why nothing is sent because of the wall clock, for people; "" while it is right."""
+        return self._wall.trouble()
 
     def upstreams(self) -> tuple[UpstreamStatus, ...]:
         """Return the state of every upstream, by name."""
@@ -721,14 +727,13 @@ class Courier:
 
     def _went_down(self, way: Way) -> None:
         circuit = way.circuit
-        row = catalogue.explain(circuit.cause)
         log.error(
             "upstream.down",
             upstream=way.upstream.name,
             cause=circuit.cause,
             text=circuit.text,
             retry_in_s=round(circuit.probe_at - self._clock.monotonic()),
-            **({"advice": row.advice} if row is not None and row.advice else {}),
+            **({"advice": advice} if (advice := _advice(circuit.cause)) else {}),
         )
 
     def _came_back(self, way: Way) -> None:
@@ -900,6 +905,15 @@ class Courier:
 
     def _learn_holds(self) -> None:
         self._held = {(hold.mailbox, hold.header_from) for hold in self._door.holds()}
+
+
+def _advice(cause: str) -> str:
+    """Return what to do about a circuit's cause, Graph's or Entra's; "" if nobody knows."""
+    meaning = aadsts.explain(cause)
+    if meaning is not None:
+        return meaning.action
+    row = catalogue.explain(cause)
+    return row.advice if row is not None else ""
 
 
 def _cause(outcome: Outcome) -> str:

@@ -56,6 +56,17 @@ class WallClock:
         """Tell whether sending may go on."""
         return self._clock.utcnow() >= EARLIEST and self._steady_for(STEADY_BEFORE_SENDING_S)
 
+    def trouble(self) -> str:
+        """Return why sending waits, for people; "" when it need not."""
+        if self._clock.utcnow() < EARLIEST:
+            now = self._clock.utcnow().isoformat(timespec="seconds")
+            return f"the clock of this host shows {now}, which cannot be"
+        if not self._steady_for(STEADY_BEFORE_SENDING_S):
+            return (
+                f"the clock of this host leaped by {round(self.leaped_s)} s less than a minute ago"
+            )
+        return ""
+
     def may_expire(self) -> bool:
         """Tell whether a message's age may be believed."""
         return self._clock.utcnow() >= EARLIEST and self._steady_for(STEADY_BEFORE_EXPIRY_S)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from relayd import __version__
@@ -82,6 +82,9 @@ def status(
         "queue": _latest(workers, "queue"),
         "oldest_s": _latest(workers, "oldest_s"),
         "upstreams": _upstreams(workers),
+        "quota": _latest(workers, "quota") or [],
+        "clock": _clock(workers),
+        "certificates": _certificates(workers),
         "errors": [],
         **own,
     }
@@ -104,7 +107,11 @@ def summary(current: Crew, household: Household, phase: str, upstreams: int) -> 
         return "no upstream yet: add [upstream.NAME] to the configuration, then `relayd reload`"
     parts = [phase, f"{ready} of {current.size} workers serve"]
     parts.append(f"{household.board.connections()} connections")
-    queue = _latest([c for c in household.children() if c.kind == "worker"], "queue")
+    workers = [c for c in household.children() if c.kind == "worker"]
+    clock = _clock(workers)
+    if isinstance(clock, Mapping) and clock.get("right") is False:
+        parts.append("THE CLOCK IS WRONG, nothing is sent")
+    queue = _latest(workers, "queue")
     if isinstance(queue, Mapping):
         parts += [f"{count} {state}" for state, count in queue.items() if count]
     return ", ".join(parts)
@@ -150,6 +157,24 @@ def _upstreams(workers: Sequence[Child]) -> Frame:
             if isinstance(row, Mapping):
                 merged[name] = _worse(merged.get(name, {}), row)
     return merged
+
+
+def _clock(workers: Iterable[Child]) -> Json:
+    """Return what the workers think of this host's clock; one that doubts it is believed."""
+    told = [child.figures["clock"] for child in workers if "clock" in child.figures]
+    wrong = [one for one in told if isinstance(one, Mapping) and one.get("right") is False]
+    return (wrong or told or [None])[0]
+
+
+def _certificates(workers: Iterable[Child]) -> list[Frame]:
+    """Return when each listener's certificate ends, as the workers' gauges have it."""
+    merged = metrics.merge(counters(child.figures) for child in workers)
+    ends = merged.get("relayd_certificate_expiry_timestamp_seconds", {})
+    return [
+        {"listener": name, "expires_at": logfmt.stamp(datetime.fromtimestamp(value, UTC))}
+        for name, value in sorted(ends.items())
+        if isinstance(value, int | float)
+    ]
 
 
 def _worse(older: Mapping[str, Json], younger: Mapping[str, Json]) -> dict[str, Json]:

@@ -151,7 +151,7 @@ STORY = Story(
 
 
 def test_keys_of_a_list_are_documented() -> None:
-    assert keys(section("relayd queue list")) == list(shown(ROW))
+    assert keys(section("relayd queue list")) == list(shown(ROW, STOPPED))
 
 
 def test_keys_of_a_story_are_documented() -> None:
@@ -159,7 +159,7 @@ def test_keys_of_a_story_are_documented() -> None:
     text = section("relayd queue show")
     assert keys(text) == list(story)
     deliveries = typing.cast("list[dict[str, object]]", story["deliveries"])
-    assert set(deliveries[0]) == {*shown(ROW), "why", "do"}
+    assert set(deliveries[0]) == {*shown(ROW, STOPPED), "why", "do"}
     assert "`why`, `do`" in text
     attempts = typing.cast("list[dict[str, object]]", story["attempts"])
     assert keys(text, "key of an attempt") == list(attempts[0])

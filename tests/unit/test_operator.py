@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -35,6 +36,7 @@ class FakeCourier:
 
     def __init__(self) -> None:
         self.rows: tuple[UpstreamStatus, ...] = (status("contoso"),)
+        self.clock_trouble = ""
 
     def upstreams(self) -> tuple[UpstreamStatus, ...]:
         return self.rows
@@ -53,13 +55,14 @@ class FakeCache:
 
     def __init__(self) -> None:
         self.tokens: object = []
+        self.slots: object = []
         self.failure: Exception | None = None
 
     def call(self, method: str, payload: object, *, timeout_s: float) -> dict[str, object]:
         assert method == "status"
         if self.failure is not None:
             raise self.failure
-        return {"tokens": self.tokens}
+        return {"tokens": self.tokens, "slots": self.slots}
 
 
 class Room:
@@ -359,7 +362,7 @@ def test_a_bug_in_an_answer_costs_the_asker_only(
     monkeypatch.setattr(room.courier, "upstreams", lambda: 1 / 0)
     assert room.raw({"command": "queue.show", "id": queue_id_text(room.put())}) == b""
     assert "control.bug" in capsys.readouterr().out
-    assert room.ask({"command": "queue.list"})[-1]["ok"] is True
+    assert room.ask({"command": "devices"})[-1]["ok"] is True
 
 
 def test_an_answer_too_large_for_a_frame_says_so(room: Room) -> None:
@@ -450,6 +453,40 @@ def test_a_token_that_is_not_there_is_left_out(room: Room, tokens: object) -> No
 def test_figures_do_without_the_cache_daemon(room: Room, failure: Exception) -> None:
     room.cache.failure = failure
     assert "token_expires_s" not in upstream_of(room)
+
+
+def test_figures_tell_of_a_wrong_clock_and_so_does_the_queue(room: Room) -> None:
+    assert room.operator.figures()["clock"] == {"right": True}
+    room.courier.clock_trouble = "the clock of this host shows 1970"
+    clock = room.operator.figures()["clock"]
+    assert isinstance(clock, dict)
+    assert clock["right"] is False
+    assert "shows 1970" in clock["why"]
+    assert "timedatectl" in clock["do"]
+    room.put()
+    (page,) = room.ask({"command": "queue.list"})
+    assert '"reason": "the clock is wrong"' in json.dumps(page)
+
+
+def test_figures_have_the_fullest_mailboxes_first_and_no_more_than_20(room: Room) -> None:
+    rows = [
+        {"mailbox": f"m{n}", "sent_last_minute": n, "per_minute": 30, "waiting": 0}
+        for n in range(30)
+    ]
+    rows.append({"mailbox": "unpaced", "sent_last_minute": 99, "per_minute": 0, "waiting": 1})
+    room.cache.slots = [*rows, "nonsense"]
+    quota = room.operator.figures()["quota"]
+    assert isinstance(quota, list)
+    assert [row["mailbox"] for row in cast("list[dict[str, Json]]", quota)] == [
+        f"m{n}" for n in range(29, 9, -1)
+    ]
+
+
+def test_figures_tell_when_a_credential_ends_where_that_is_known(room: Room) -> None:
+    assert "credential_expires" not in upstream_of(room)
+    known = Upstream(name="contoso", credential_expires="2026-12-24")
+    room.operator._config = replace(room.config, upstream=(known,))
+    assert upstream_of(room)["credential_expires"] == "2026-12-24"
 
 
 def test_figures_of_many_upstreams_fit_a_packet(room: Room) -> None:

@@ -37,6 +37,7 @@ from relayd.queueview import (
     meaning_of,
     outage_words,
     parse_filter,
+    shown,
     stamp,
 )
 from relayd.spool.door import SqliteDoor
@@ -420,10 +421,43 @@ def test_a_list_has_stable_keys(desk: Desk) -> None:
     (row,) = rows_of(frame)
     assert list(row) == [
         "id", "state", "from", "to", "device", "user", "upstream", "mailbox", "priority", "bytes",
-        "accepted_at", "expires_at", "due_at", "held_by", "attempts", "maybe_sent", "results",
+        "accepted_at", "expires_at", "due_at", "held_by", "reason", "attempts", "maybe_sent",
+        "results",
     ]  # fmt: skip
     assert row["state"] == "ready"
     assert row["priority"] == "normal"
+
+
+def reasons(desk: Desk, now: Now) -> list[Json]:
+    with closing(Reader(desk.backend.path, desk.clock)) as reader:
+        (frame,) = look(reader, {"command": "queue.list"}, lambda: now)
+    return [row["reason"] for row in rows_of(frame)]
+
+
+def test_a_list_says_what_keeps_mail_back(desk: Desk) -> None:
+    desk.answered(graph(429))
+    desk.put()
+    down = Now(down={"contoso": Outage("7000215", "", 5)})
+    assert reasons(desk, RUNNING) == ["", ""]
+    assert reasons(desk, down) == ["contoso is down (AADSTS7000215)"] * 2
+    assert reasons(desk, replace(down, clock="it shows 1970")) == ["the clock is wrong"] * 2
+    assert reasons(desk, STOPPED) == ["relayd is not running"] * 2
+
+
+def test_a_list_says_by_what_mail_is_held_and_nothing_of_what_has_gone(desk: Desk) -> None:
+    down = Now(down={"contoso": Outage("7000215", "", 5)})
+    gone = desk.story(desk.settled(SENT)).deliveries[0]
+    assert shown(gone, down)["reason"] == ""
+    desk.answered(graph(403, "ErrorSendAsDenied", "May not send as."))
+    assert reasons(desk, down) == ["ErrorSendAsDenied"]
+
+
+@pytest.mark.parametrize("is_tried", [False, True])
+def test_a_wrong_clock_is_why_nothing_goes(desk: Desk, *, is_tried: bool) -> None:
+    message = desk.answered(graph(429)) if is_tried else desk.put()
+    said = desk.says(message, Now(clock="the clock of this host shows 1970"))
+    assert "Nothing is sent: the clock of this host shows 1970." in said.why
+    assert "timedatectl" in said.do
 
 
 def test_a_story_has_stable_keys(desk: Desk) -> None:

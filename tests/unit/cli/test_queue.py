@@ -73,6 +73,8 @@ def test_a_list_shows_what_waits_and_when_it_is_tried(
     [
         ({"state": "held", "held_by": "operator"}, "operator"),
         ({"attempts": 1}, "tried once, again"),
+        ({"state": "ready", "reason": "contoso is down (429)"}, "contoso is down (429)"),
+        ({"reason": "the clock is wrong"}, "again 2026-11-20T10:05:00Z; the clock is wrong"),
         ({"state": "ready", "maybe_sent": True}, "maybe sent"),
         ({"maybe_sent": True}, "again 2026-11-20T10:05:00Z, maybe sent"),
         ({"to": ["a@x", "b@x", "c@x"]}, "a@x and 2 more"),

@@ -732,6 +732,21 @@ def test_a_refusal_of_one_message_shows_that_the_upstream_is_back(scene: Scene) 
     assert scene.events("upstream.up") == ["upstream.up"]
 
 
+def test_an_outage_at_entra_says_what_to_do_too(scene: Scene) -> None:
+    scene.transport.default = lambda _: SECRET
+    scene.start()
+    scene.door.accept()
+    scene.settle()
+
+    assert "Value (not the Secret ID)" in str(scene.line("upstream.down")["advice"])
+
+
+def test_a_clock_that_cannot_be_is_told_to_who_asks(scene: Scene) -> None:
+    assert scene.courier.clock_trouble == ""
+    scene.clock.now = datetime(1970, 1, 1, tzinfo=UTC)
+    assert "1970-01-01" in scene.courier.clock_trouble
+
+
 def test_three_answers_that_leave_all_open_take_it_down(scene: Scene) -> None:
     scene.transport.default = lambda _: GATEWAY
     scene.slots.capacity = 1

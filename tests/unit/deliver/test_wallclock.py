@@ -19,11 +19,15 @@ def test_a_steady_clock_is_believed() -> None:
 
     assert wall.may_send()
     assert wall.may_expire()
+    assert wall.trouble() == ""
 
 
 def test_a_clock_older_than_the_program_is_not() -> None:
     wall = WallClock(FakeClock(now=datetime(1970, 1, 1, tzinfo=UTC)))
 
+    assert wall.trouble() == (
+        "the clock of this host shows 1970-01-01T00:00:00+00:00, which cannot be"
+    )
     assert not wall.may_send()
     assert not wall.may_expire()
 
@@ -48,6 +52,7 @@ def test_after_a_leap_sending_waits_a_minute_and_expiry_an_hour(leap_s: float) -
     assert wall.leaped_s == pytest.approx(leap_s)
     assert wall.look() is False, "it is told once"
     assert not wall.may_send()
+    assert f"leaped by {leap_s} s" in wall.trouble()
 
     clock.advance(60)
     assert wall.may_send()

@@ -83,6 +83,39 @@ def test_the_youngest_that_said_something_is_believed(household: Household) -> N
     }
 
 
+def test_one_worker_that_doubts_the_clock_is_believed(household: Household) -> None:
+    crew = a_crew()
+    household.crews = [crew]
+    assert report.status(household, crew, {}, clock=FakeClock())["clock"] is None
+    wrong: Frame = {"right": False, "why": "It shows 1970.", "do": "Set it."}
+    a_worker(crew, 1, clock=wrong)
+    a_worker(crew, 2, clock={"right": True})
+    assert report.status(household, crew, {}, clock=FakeClock())["clock"] == wrong
+    assert "THE CLOCK IS WRONG" in report.summary(crew, household, "serving", 1)
+
+
+def test_certificates_are_shown_with_the_end_the_workers_know(household: Household) -> None:
+    crew = a_crew()
+    household.crews = [crew]
+    name = "relayd_certificate_expiry_timestamp_seconds"
+    a_worker(crew, 1, counters={name: {"lan": 1_800_000_000.0}})
+    a_worker(crew, 2, counters={name: {"lan": 1_700_000_000.0, "wan": 1_900_000_000.0}})
+    status = report.status(household, crew, {}, clock=FakeClock())
+    assert status["certificates"] == [
+        {"listener": "lan", "expires_at": "2023-11-14T22:13:20.000Z"},
+        {"listener": "wan", "expires_at": "2030-03-17T17:46:40.000Z"},
+    ]
+
+
+def test_the_quota_is_what_the_youngest_says(household: Household) -> None:
+    crew = a_crew()
+    household.crews = [crew]
+    assert report.status(household, crew, {}, clock=FakeClock())["quota"] == []
+    a_worker(crew, 1, quota=[{"mailbox": "a@contoso.com", "sent_last_minute": 3}])
+    status = report.status(household, crew, {}, clock=FakeClock())
+    assert status["quota"] == [{"mailbox": "a@contoso.com", "sent_last_minute": 3}]
+
+
 def test_an_upstream_is_shown_as_the_worker_sees_it_that_fares_worst(household: Household) -> None:
     crew = a_crew(3)
     down: Frame = {"state": "down", "cause": "dns-failed", "in_flight": 1}
