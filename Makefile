@@ -7,7 +7,7 @@ BIN := .venv/bin
 # The environment of a proxy or a test machine must not reach the product (http.trust_env is off).
 unexport REQUESTS_CA_BUNDLE CURL_CA_BUNDLE SSL_CERT_FILE SSL_CERT_DIR
 
-.PHONY: help setup demo run test check fmt fmt-check lint types arch unit cover bench clean
+.PHONY: help setup demo run test check fmt fmt-check lint types arch unit cover bench deb clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -62,6 +62,9 @@ cover: setup  ## coverage of each module by its own tests
 bench: setup  ## measure against Postfix, aiosmtpd and a bare loop, side by side
 	@sh tools/clients.sh bench
 	$(BIN)/python -m bench
+
+deb:  ## build the Debian packages into dist/ (VERSION=0.2.0~test1 names another version)
+	@VERSION='$(VERSION)' REV='$(REV)' sh tools/deb.sh dist
 
 clean:  ## remove what was made
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
