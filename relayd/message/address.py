@@ -16,6 +16,7 @@ RFC 5322 §3.4 and §4.4 (lists, old forms), RFC 5890 (IDNA), RFC 6531 (what is 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -86,6 +87,10 @@ class Address:
         return f"{local}@{self.domain}" if self.domain else local
 
 
+# A site's devices write as a few to a few.
+_address = functools.lru_cache(maxsize=2048)(Address)
+
+
 class Mailbox(NamedTuple):
     """An address in a header. display: as found, unquoted, encoded words left alone."""
 
@@ -134,6 +139,7 @@ def _parse_odd_path(text: str, *, lenient: bool) -> Address:
     return _bounded(local, fold_domain(rest[1:]), lenient=lenient)
 
 
+@functools.lru_cache(maxsize=2048)
 def _bounded(local: str, domain: str, *, lenient: bool) -> Address:
     if not local.isascii():
         raise NeedsSmtputf8("non-ASCII local part")
@@ -205,7 +211,7 @@ def parse_address_list(value: bytes) -> list[Mailbox]:
     """
     text = without_controls(text_of(value)).strip(" ")
     if (one := _ONE.fullmatch(text)) is not None and len(one[3]) <= MAX_ADDRESS:  # most of them
-        return [Mailbox(" ".join(one[2].split()), Address(one[4], one[5].lower()))]
+        return [Mailbox(" ".join(one[2].split()), _address(one[4], one[5].lower()))]
     found: list[Mailbox] = []
     part = _Open([])
     at, end = 0, len(text)

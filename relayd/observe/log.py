@@ -33,6 +33,7 @@ import structlog
 from relayd import clock
 from relayd.config.model import Log, Secret
 from relayd.observe import logfmt, metrics
+from relayd.observe.recent import Recent, Row
 
 MOST_LINES: Final = 4096
 _PIPE_BUF: Final = 4096
@@ -231,10 +232,11 @@ class _Line:
 
 
 class _Factory:
-    """Gives structlog the journal; `reopen` and `close` find it here."""
+    """Gives structlog the journal; `reopen`, `close` and `troubles` find theirs here."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, recent: Recent) -> None:
         self.journal = journal
+        self.recent = recent
 
     def __call__(self, *_: object) -> _Line:
         return _Line(self.journal)
@@ -243,9 +245,10 @@ class _Factory:
 class _Final:
     """The last processor: hide secrets, add who and when, render."""
 
-    def __init__(self, render: Render, process: str) -> None:
+    def __init__(self, render: Render, process: str, recent: Recent) -> None:
         self._render = render
         self._process = process
+        self._recent = recent
 
     def __call__(
         self,
@@ -255,14 +258,17 @@ class _Final:
     ) -> str:
         event = str(fields.pop("event", ""))
         error = fields.pop("exc_info", None)
-        for name in fields:
-            if is_secret(name, fields[name]):
+        for name, value in fields.items():
+            if is_secret(name, value):
                 fields[name] = HIDDEN
         if error or method == "exception":
             _explain(fields, error)
         fields["process"] = self._process
         level = _METHOD_LEVELS.get(method, method)
-        return self._render(event, fields, level=level, moment=clock.SYSTEM.utcnow())
+        moment = clock.SYSTEM.utcnow()
+        if level == "error":
+            self._recent.note(event, fields, moment)
+        return self._render(event, fields, level=level, moment=moment)
 
 
 def is_secret(name: str, value: object) -> bool:
@@ -321,11 +327,12 @@ def configure(settings: Log, *, process: str) -> Journal:
     raises:  OSError - [log] file cannot be opened.
     """
     journal = Journal(settings.file)
-    final = _Final(_form(settings), process)
+    recent = Recent()
+    final = _Final(_form(settings), process, recent)
     structlog.configure(
         processors=[final],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.level]),
-        logger_factory=_Factory(journal),
+        logger_factory=_Factory(journal, recent),
         cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
@@ -346,6 +353,12 @@ def close() -> None:
     """Write what is queued, for a second at most; the last call before a process ends."""
     if (journal := _current()) is not None:
         journal.close()
+
+
+def troubles() -> list[Row]:
+    """Return the errors logged since the last time this was asked, for `relayd status`."""
+    factory = structlog.get_config()["logger_factory"]
+    return factory.recent.take() if isinstance(factory, _Factory) else []
 
 
 def _current() -> Journal | None:

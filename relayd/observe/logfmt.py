@@ -33,10 +33,12 @@ _COLOURS: Final[Mapping[str, str]] = {"debug": "2", "info": "32", "warning": "33
 
 def render(event: str, fields: Mapping[str, object], *, level: str, moment: datetime) -> str:
     """Return the line as logfmt, without a newline; fields that are None are left out."""
-    parts = [_key(event), "level=" + level]
+    parts = [f"{_key(event)} level={level}"]
     for name, value in fields.items():
-        if value is not None:
-            parts.append(_key(name) + "=" + quote(text(value, _limit(name))))
+        if isinstance(value, str) and len(value) <= LONGEST_VALUE and _BARE(value):
+            parts.append(f"{_key(name)}={value}")  # nearly all there is
+        elif value is not None:
+            parts.append(f"{_key(name)}={quote(text(value, _limit(name)))}")
     parts.append("ts=" + stamp(moment))
     return " ".join(parts)
 
@@ -73,7 +75,8 @@ def render_console(
 
 def stamp(moment: datetime) -> str:
     """Return an aware moment as RFC 3339 UTC with milliseconds."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+    utc = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    return utc.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def text(value: object, limit: int = LONGEST_VALUE) -> str:

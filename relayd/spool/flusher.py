@@ -8,20 +8,24 @@ its operation is durable, or until its deadline:
     caller killed while waiting      the same
 
 The thread is this flusher's own: gevent's default pool also serves name lookups, and ten of
-those that hang would stop the mail.
+those that hang would stop the mail. It is given a batch once every greenlet that could run
+has run: measured, a larger batch saves more than an earlier start.
+
+    hub:    queue -> batch -> bell            results -> callers go on -> next batch
+    thread:                   bell -> apply -> results -> wake the hub
 """
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar, cast
+from typing import Final, TypeAlias, TypeVar, cast
 
-import gevent
+from gevent import monkey
 from gevent.event import Event
 from gevent.hub import Waiter, get_hub
-from gevent.threadpool import ThreadPool
 
 from relayd.clock import Clock
 from relayd.errors import SpoolUnavailable
@@ -33,6 +37,7 @@ T = TypeVar("T")
 _LARGEST_BATCH: Final = 256
 FOREVER: Final = float("inf")
 _TOO_LATE: Final = SpoolUnavailable("not written in time")
+_END_S: Final = 5.0
 
 
 class _Ticket:
@@ -48,13 +53,35 @@ class _Ticket:
         self.outcome: object = _TOO_LATE
 
 
+class _Job:
+    """Something else the thread is to do, between batches. error: what it raised."""
+
+    __slots__ = ("call", "error", "outcome", "waiter")
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.call = call
+        self.outcome: object = None
+        self.error: BaseException | None = None
+        self.waiter: Waiter[object] = Waiter()
+
+    def run(self) -> None:
+        try:
+            self.outcome = self.call()
+        except BaseException as error:  # noqa: BLE001 - raised again where it was asked for
+            self.error = error
+
+
+_Work: TypeAlias = list[_Ticket] | _Job | None  # None: end
+_Done: TypeAlias = tuple[list[_Ticket], Applied] | _Job | None  # None: it has ended
+
+
 class Flusher:
     """Owns the spool's writing thread.
 
     apply:      called in the thread with a batch.
-    on_applied: called on the hub's thread after each batch, before its callers go on.
+    on_applied: called on the hub after each batch, before its callers go on. Must not block.
     on_late:    called likewise with each operation that succeeded when nobody waited any more.
-    wants_idle, idle_work: asked after a batch was answered; called in the thread if so.
+    wants_idle, idle_work: asked and called in the thread, after a batch.
     """
 
     def __init__(
@@ -73,15 +100,25 @@ class Flusher:
         self._on_late = on_late
         self._wants_idle = wants_idle
         self._idle_work = idle_work
-        self._pool = ThreadPool(1)
         self._queue: deque[_Ticket] = deque()
-        self._flying: list[_Ticket] = []
-        self._wake = Event()
+        self._jobs: deque[_Job | None] = deque()
+        self._given: _Work = None
+        self._is_busy = False  # a batch will be given, or is in the thread
+        self._done: deque[_Done] = deque()
+        self._bugs: deque[str] = deque()  # of the work between batches
+        self._pending = 0  # tickets queued or being written
+        self._drained = Event()
+        self._dated: set[_Ticket] = set()  # those whose callers have a deadline, unanswered
         self._closed = False
-        self._killed = False
-        self._timer = get_hub().loop.timer(0)
+        self._ended = Event()
+        self._loop = get_hub().loop
+        self._timer = self._loop.timer(0)
         self._alarm_at = FOREVER
-        self._greenlet = gevent.spawn(self._run)
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC)
+        self._wake_hub = self._loop.async_()
+        self._wake_hub.start(self._collect)
+        self._is_killed = False
+        monkey.get_original("_thread", "start_new_thread")(self._work, ())
 
     def ask(self, operation: Operation[T], *, deadline: float = FOREVER) -> T:
         """Have `operation` done durably and return its outcome.
@@ -90,13 +127,16 @@ class Flusher:
         """
         if self._closed:
             raise SpoolUnavailable("the spool is closed")
-        if deadline <= self._clock.monotonic():
-            raise SpoolUnavailable("too late to begin")
         ticket = _Ticket(operation, deadline)
+        if deadline < FOREVER:
+            if deadline <= self._clock.monotonic():
+                raise SpoolUnavailable("too late to begin")
+            self._dated.add(ticket)
+            if deadline < self._alarm_at:
+                self._set_alarm(deadline)
+        self._pending += 1
         self._queue.append(ticket)
-        self._wake.set()
-        if deadline < self._alarm_at:
-            self._set_alarm(deadline)
+        self._go_on()
         try:
             outcome = ticket.waiter.get()
         except BaseException:
@@ -110,8 +150,9 @@ class Flusher:
         """Have `operation` done in the next batch; nobody waits for it."""
         ticket = _Ticket(operation, FOREVER)
         ticket.is_waited_for = False
+        self._pending += 1
         self._queue.append(ticket)
-        self._wake.set()
+        self._go_on()
 
     @property
     def is_closed(self) -> bool:
@@ -120,64 +161,143 @@ class Flusher:
 
     def in_thread(self, job: Callable[[], T]) -> T:
         """Call `job` in the writing thread, between batches; not after `kill`."""
-        if self._killed:
+        if self._is_killed:
             raise SpoolUnavailable("the spool is closed")
-        return cast("T", self._pool.spawn(job).get())
+        ticket = _Job(job)
+        self._jobs.append(ticket)
+        self._go_on()
+        ticket.waiter.get()
+        if ticket.error is not None:
+            raise ticket.error
+        return cast("T", ticket.outcome)
 
     def close(self) -> None:
-        """Refuse new operations, finish those queued, let the thread go."""
+        """Refuse new operations, finish those queued."""
         self._closed = True
-        self._wake.set()
-        self._greenlet.join()
+        while self._pending:
+            self._drained.clear()
+            self._drained.wait()
         self._timer.stop()
         self._timer.close()
 
     def kill(self) -> None:
-        """Let the thread itself go; after `close`."""
-        self._killed = True
-        self._pool.kill()
+        """Let the thread go; after `close`."""
+        if self._is_killed:
+            return
+        self._is_killed = True
+        self._jobs.append(None)
+        self._go_on()
+        if self._ended.wait(_END_S):  # else it hangs in the disk: its descriptor must stay
+            os.close(self._bell)
+        self._wake_hub.stop()
+        self._wake_hub.close()
 
     def _leave(self, ticket: _Ticket) -> None:
         """The caller was killed: what it asked for must not stay behind unowned."""
-        if ticket.is_waited_for:
-            ticket.is_waited_for = False
-            if ticket in self._queue:
-                self._queue.remove(ticket)
-        elif not isinstance(ticket.outcome, SpoolUnavailable):  # answered, but never heard
-            self._on_late(ticket.operation, ticket.outcome)
+        ticket.is_waited_for = False
+        self._dated.discard(ticket)
+        self._taken_out(ticket)
 
-    # -- the loop -------------------------------------------------------------------------
+    def _taken_out(self, ticket: _Ticket) -> None:
+        """Take it out of the queue, unless the thread has it already."""
+        try:
+            self._queue.remove(ticket)
+        except ValueError:
+            return
+        self._one_less(1)
 
-    def _run(self) -> None:
+    def _one_less(self, count: int) -> None:
+        self._pending -= count
+        if not self._pending:
+            self._drained.set()
+
+    # -- in the thread --------------------------------------------------------------------
+
+    def _work(self) -> None:
         while True:
-            while not self._queue:
-                if self._closed:
-                    return
-                self._wake.clear()
-                self._wake.wait()
-            self._flush()
+            os.eventfd_read(self._bell)
+            given = self._given
+            if given is None:
+                break
+            if isinstance(given, _Job):
+                given.run()
+                self._tell(given)
+            else:
+                self._tell((given, self._applied([one.operation for one in given])))
+                self._idle()
+        self._tell(None)
 
-    def _flush(self) -> None:
-        queue = self._queue
-        self._flying = batch = [queue.popleft() for _ in range(min(len(queue), _LARGEST_BATCH))]
-        applied = self._applied([one.operation for one in batch])
-        self._flying = []
-        self._on_applied(applied)
-        now = self._clock.monotonic()
-        for ticket, outcome in zip(batch, applied.outcomes, strict=True):
-            if ticket.is_waited_for:
-                _answer(ticket, outcome if now < ticket.deadline else _TOO_LATE)
-            if ticket.outcome is _TOO_LATE and not isinstance(outcome, SpoolUnavailable):
-                self._on_late(ticket.operation, outcome)
-        if self._wants_idle():
-            self._pool.spawn(self._idle_work).get()
+    def _idle(self) -> None:
+        try:
+            if self._wants_idle():
+                self._idle_work()
+        except Exception:  # noqa: BLE001 - a daemon loop's edge: told to the hub as a value
+            self._bugs.append(traceback.format_exc())
 
     def _applied(self, operations: list[Operation[object]]) -> Applied:
         try:
-            return cast("Applied", self._pool.spawn(self._apply, operations).get())
+            return self._apply(operations)
         except Exception:  # noqa: BLE001 - a daemon loop: its callers must hear of it, whatever it is
             failed = SpoolUnavailable("not understood, see the log")
             return Applied([failed] * len(operations), bugs=[traceback.format_exc()])
+
+    def _tell(self, done: _Done) -> None:
+        self._done.append(done)
+        self._wake_hub.send()
+
+    # -- on the hub -------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        """Have the thread given what waits, once those greenlets have run that can."""
+        if not self._is_busy:
+            self._is_busy = True
+            self._loop.run_callback(self._give)
+
+    def _give(self) -> None:
+        if self._jobs:
+            self._given = self._jobs.popleft()
+        elif self._queue:
+            count = min(len(self._queue), _LARGEST_BATCH)
+            self._given = [self._queue.popleft() for _ in range(count)]
+        else:  # all were taken out again
+            self._is_busy = False
+            return
+        os.eventfd_write(self._bell, 1)
+
+    def _collect(self) -> None:
+        while self._done:
+            done = self._done.popleft()
+            if done is None:
+                self._ended.set()
+                return
+            try:
+                if isinstance(done, _Job):
+                    done.waiter.switch(None)
+                else:
+                    self._answer_all(*done)
+            finally:
+                # Behind the callers just answered: what they ask next goes with the same batch.
+                self._loop.run_callback(self._give)
+
+    def _answer_all(self, batch: list[_Ticket], applied: Applied) -> None:
+        if self._bugs:
+            applied.bugs.append(self._bugs.popleft())
+        try:
+            self._on_applied(applied)
+        finally:
+            now = self._clock.monotonic()
+            for ticket, outcome in zip(batch, applied.outcomes, strict=True):
+                if ticket.is_waited_for:
+                    self._answer(ticket, outcome if now < ticket.deadline else _TOO_LATE)
+                if ticket.outcome is _TOO_LATE and not isinstance(outcome, SpoolUnavailable):
+                    self._on_late(ticket.operation, outcome)
+            self._one_less(len(batch))
+
+    def _answer(self, ticket: _Ticket, outcome: object) -> None:
+        ticket.is_waited_for = False
+        ticket.outcome = outcome
+        self._dated.discard(ticket)
+        ticket.waiter.switch(outcome)  # it goes on at once, and comes back here
 
     # -- deadlines ------------------------------------------------------------------------
 
@@ -191,19 +311,9 @@ class Flusher:
     def _ring(self) -> None:
         """Send away those whose deadline has passed; on the hub."""
         now = self._clock.monotonic()
-        for ticket in [one for one in self._queue if one.deadline <= now]:
-            self._queue.remove(ticket)
-            _answer(ticket, _TOO_LATE)
-        for ticket in self._flying:
-            if ticket.is_waited_for and ticket.deadline <= now:
-                _answer(ticket, _TOO_LATE)
+        for ticket in [one for one in self._dated if one.deadline <= now]:
+            self._taken_out(ticket)
+            self._answer(ticket, _TOO_LATE)
         self._alarm_at = FOREVER
-        later = [one.deadline for one in (*self._queue, *self._flying) if one.deadline > now]
-        if later and min(later) < FOREVER:
-            self._set_alarm(min(later))
-
-
-def _answer(ticket: _Ticket, outcome: object) -> None:
-    ticket.is_waited_for = False
-    ticket.outcome = outcome
-    get_hub().loop.run_callback(ticket.waiter.switch, outcome)
+        if self._dated:
+            self._set_alarm(min(one.deadline for one in self._dated))

@@ -16,6 +16,7 @@ writers apart; its text is 13 characters of [0-9A-Z], so IDs sort by time.
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,6 +30,7 @@ _PAIRS: Final = tuple(high + low for high in _DIGITS for low in _DIGITS)
 _36_TO_THE_6: Final = 36**6
 
 
+@functools.lru_cache(maxsize=2048)  # each is asked for half a dozen times
 def queue_id_text(value: int) -> str:
     """Return the 13 characters that people see."""
     high, low = divmod(value, _36_TO_THE_6)

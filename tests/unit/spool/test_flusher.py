@@ -212,28 +212,34 @@ def test_a_caller_killed_in_the_queue_is_forgotten_and_while_it_runs_told_of(
     assert late == [(Say("running"), "running!")]
 
 
-def test_a_caller_killed_when_it_was_answered_but_had_not_heard_is_told_of(
-    disk: Disk, late: list[tuple[object, object]]
-) -> None:
-    callers: list[gevent.Greenlet[..., str]] = []
+def test_a_fault_in_the_hub_s_part_stops_no_later_batch(disk: Disk) -> None:
+    faults = [ValueError("a fault")]
 
-    def kill(applied: Applied) -> None:
-        for one in callers:
-            one.kill(block=False)
+    def fail_once(applied: Applied) -> None:
+        del applied
+        while faults:
+            raise faults.pop()
 
     flusher = Flusher(
         disk.apply,
         clock=SYSTEM,
-        on_applied=kill,
-        on_late=lambda operation, outcome: late.append((operation, outcome)),
+        on_applied=fail_once,
+        on_late=lambda *_: None,
         wants_idle=lambda: False,
         idle_work=lambda: None,
     )
-    callers.append(gevent.spawn(flusher.ask, Say("x")))
-    gevent.joinall(callers, timeout=LONG_S)
+    assert flusher.ask(Say("x")) == "x!"
+    assert flusher.ask(Say("y")) == "y!"
     flusher.close()
     flusher.kill()
-    assert late == [(Say("x"), "x!")]
+
+
+def test_what_greenlets_ask_in_one_turn_of_the_hub_is_one_batch(
+    flusher: Flusher, disk: Disk
+) -> None:
+    greenlets = [gevent.spawn(flusher.ask, Say(str(number))) for number in range(20)]
+    gevent.joinall(greenlets, timeout=LONG_S)
+    assert [len(one) for one in disk.batches] == [20]
 
 
 def test_what_is_posted_is_done_though_nobody_waits(flusher: Flusher, disk: Disk) -> None:
