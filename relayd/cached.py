@@ -158,6 +158,8 @@ class Daemon:
         slots = self._slots.status()[:_SHOWN_TO_MASTER]
         with contextlib.suppress(Garbage):
             self._channel.send(
+            if errors := logging.troubles():
+                self._channel.send({"event": "errors", "rows": errors})
                 {
                     "event": "status",
                     "counters": metrics.snapshot(),

@@ -51,6 +51,7 @@ from relayd.observe import log as logging
 from relayd.observe import metrics
 from relayd.operator import Operator
 from relayd.quota.slots import SlotClient
+from relayd.serve.callers import Callers
 from relayd.serve.desk import House
 from relayd.serve.listener import Listener, Sessions, base36, converse
 from relayd.spool.door import SqliteDoor, open_spool
@@ -110,6 +111,7 @@ class Worker:
         users = Users(config)
         self._verifier = Verifier(users)
         self._tls = ServerTls(config)
+        self._callers = Callers()
         house = House(
             config=config,
             planner=Planner(config, users),
@@ -117,6 +119,7 @@ class Worker:
             door=self._door,
             pulse=context.pulse,
             context=self._tls.context,
+            callers=self._callers,
         )
         # The serial tells workers of one master apart, the pid those of two.
         self._sessions = Sessions(f"{base36(os.getpid())}{base36(context.serial)}-")
@@ -206,6 +209,8 @@ class Worker:
 
     def _report(self) -> None:
         try:
+        self._tell_news()
+        trouble = self._door.trouble()
             figures = self._operator.figures()
         except RelaydError as error:
             log.debug("status.unavailable", text=str(error))
@@ -225,6 +230,16 @@ class Worker:
     def _refresh_tls(self) -> None:
         while not self._over.wait(_TLS_S):
             self._tls.refresh()
+    def _tell_news(self) -> None:
+        """Tell the master what it keeps for us: who called, what went wrong."""
+        try:
+            for rows in self._callers.take():
+                self._channel.send({"event": "callers", "rows": rows})
+            if errors := logging.troubles():
+                self._channel.send({"event": "errors", "rows": errors})
+        except Garbage as error:
+            log.warning("channel.garbage", text=str(error))
+
 
     def _adopt(self) -> None:
         """Hold the mail of upstreams that are gone, free that of those that are back."""

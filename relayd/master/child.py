@@ -7,7 +7,11 @@ of at most 64 KiB, with descriptors as SCM_RIGHTS where said.
                      {"event": "failed", "text": …}   cannot serve; then it exits
                      {"event": "status", …}           a child's figures, at most every 2 s:
                         worker: {"connections": n, "queue": {"ready": n, …}, "oldest_s": s,
-                                 "counters": {…cumulative snapshot…}, "upstreams": {…}}
+                                 "counters": {…cumulative snapshot…}, "upstreams": {…},
+                                 "spool": {"ok": b, "text": …}}
+                        admin:  {"admin": {"address": …, "listening": b, "text": …}, …}
+                     {"event": "callers", "rows": […]} what is new of each peer (serve.callers)
+                     {"event": "errors", "rows": […]} errors logged since (observe.recent)
     master -> child  {"do": "drain"}                  graceful stop; then exit 0
                      {"do": "reclaim", "pid": n}      a worker died: take back its leases
                      {"do": "control", "request": {…}, "peer": {"uid": n, "pid": n}} + 1 fd:

@@ -61,6 +61,7 @@ class Commands:
             "stop": self._stop,
             "reopen": self._reopen,
             "upgrade": self._upgrade,
+            "callers": self._callers,
             "workers": self._workers,
             "debug.modules": self._modules,
         }
@@ -91,7 +92,7 @@ class Commands:
             "reload": self._loop.last_reload(),
             "warnings": list(house.current.config.warnings),
             "upstreams_configured": settings.upstreams,
-            "errors": house.troubles.shown(),
+            "errors": report.errors(house.troubles, house.household),
             "log_lines_dropped": house.log.dropped,
         }
         return done(report.status(house.household, house.current, own, clock=house.clock))
@@ -106,6 +107,12 @@ class Commands:
         return None
 
     def _stop(self, client: Client, request: Mapping[str, Json]) -> None:
+    def _callers(self, _client: Client, request: Mapping[str, Json]) -> Frame:
+        house = self._loop.house
+        name, ip = (str(request.get(key) or "") for key in ("name", "ip"))
+        up_s = round(house.now() - house.started_at, 1)
+        return done({"up_s": up_s, "callers": house.household.callers.shown(name, ip)})
+
         self._loop.ask_stop(client, fast=request.get("fast") is True)
 
     def _reopen(self, _client: Client, _request: Mapping[str, Json]) -> Frame:

@@ -14,11 +14,12 @@ import math
 import os
 import selectors
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple, cast
 
 from relayd.clock import SYSTEM, Clock
 from relayd.master.board import ROWS, Board
+from relayd.master.callers import Callers
 from relayd.master.channel import Packet
 from relayd.master.children import give_birth
 from relayd.master.crew import Child, Crew, Life
@@ -27,7 +28,7 @@ from relayd.master.launch import Launch
 from relayd.master.log import Log
 from relayd.master.sockets import Bound
 from relayd.master.spawn import Closable, how_it_ended
-from relayd.observe import metrics
+from relayd.observe import metrics, recent
 
 _PACKETS_AT_ONCE: Final = 32
 _LONGEST_TEXT: Final = 400
@@ -67,6 +68,8 @@ class Household:
         self.crews: list[Crew] = []
         self.serial = 0
         self.retired: metrics.Snapshot = {}
+        self.callers = Callers()
+        self.errors: list[recent.Row] = []
         self.unclaimed: list[int] = []
         self._launch = launch
         self._timings = launch.timings
@@ -294,9 +297,18 @@ class Household:
             case "status":
                 child.figures = {k: v for k, v in members.items() if k != "event"}
             case _:
+                child.heard_at = self._clock.monotonic()
+            case "callers":
+                self.callers.hear(members.get("rows"))
+            case "errors":
+                self._note_errors(members.get("rows"))
                 return
 
     def _claim(self) -> None:
+    def _note_errors(self, rows: Json) -> None:
+        told = [row for row in (rows if isinstance(rows, list) else []) if isinstance(row, Mapping)]
+        self.errors = recent.merged([self.errors, told])
+
         """Have the leases of dead workers taken back by one that lives."""
         for pid in list(self.unclaimed):
             for crew in reversed(self.crews):

@@ -16,7 +16,7 @@ from relayd.clock import SYSTEM, Clock
 from relayd.master.crew import Child, Crew, Life
 from relayd.master.frames import Frame, Json
 from relayd.master.household import Household, counters
-from relayd.observe import logfmt, metrics
+from relayd.observe import logfmt, metrics, recent
 
 _MOST_ERRORS: Final = 20
 _WORSE: Final[Mapping[Json, int]] = {"down": 2, "probing": 1}
@@ -93,6 +93,11 @@ def status(
 def totals(household: Household) -> Frame:
     """Return the answer to command "metrics": everybody's counters added up."""
     workers = [c for c in household.children() if c.kind == "worker" and c.life is Life.READY]
+def errors(troubles: Troubles, household: Household) -> list[Frame]:
+    """Return the last errors of all processes, oldest first."""
+    return [*recent.merged([troubles.shown(), household.errors])]
+
+
     metrics.gauge("relayd_workers", len(workers))
     metrics.gauge("relayd_connections", household.board.connections())
     metrics.gauge("relayd_build_info", 1, version=__version__)

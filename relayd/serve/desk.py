@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Final, Protocol
 
@@ -29,6 +29,7 @@ from relayd.message.envelope import Envelope, Origin
 from relayd.message.glance import Glance, glance
 from relayd.message.trace import received_line
 from relayd.observe import metrics
+from relayd.serve.callers import Callers, Refused
 from relayd.serve.intake import Intake
 from relayd.smtp import replies
 from relayd.smtp.commands import Ehlo, Helo, Mail, Rcpt
@@ -54,7 +55,10 @@ class Gate(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class House:
-    """What all desks of a worker share. context: a listener's TLS context now, None without TLS."""
+    """What all desks of a worker share. context: a listener's TLS context now, None without TLS.
+
+    callers: what is remembered of each peer.
+    """
 
     config: Config
     planner: Planner
@@ -63,6 +67,7 @@ class House:
     pulse: Pulse
     context: Callable[[str], ssl.SSLContext | None]
     clock: Clock = SYSTEM
+    callers: Callers = field(default_factory=Callers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +89,7 @@ class Desk:
 
     __slots__ = (
         "_device", "_hello", "_house", "_intake", "_ip", "_listener", "_session", "_submitter",
-        "_tls", "_transaction", "_user",
+        "_tls", "_transaction", "_user", "_why",
     )  # fmt: skip
 
     def __init__(
@@ -108,6 +113,28 @@ class Desk:
         self._device = self._submitter.name if self._submitter else ""
         self._transaction: Transaction | None = None
         self._intake: Intake | None = None
+        self._why: Refused | None = None
+
+    @property
+    def why(self) -> Refused | None:
+        """The first refusal since a message was last accepted, with its rule; None: none."""
+        return self._why
+
+    def _note(
+        self, reply: Reply, reason: str, *, sender: str = "", recipient: str = "", login: str = ""
+    ) -> Reply:
+        """Keep why this peer was refused; returns `reply`."""
+        if self._why is None:
+            opened = self._transaction
+            self._why = Refused(
+                code=reply.code,
+                reply=" ".join(reply.lines),
+                reason=reason,
+                sender=sender or (str(opened.sender or "") if opened else ""),
+                recipient=recipient,
+                login=login,
+            )
+        return reply
 
     @property
     def device(self) -> str:
@@ -180,11 +207,13 @@ class Desk:
     def may_authenticate(self, mechanism: str) -> Reply | None:
         """Refuse before a secret is sent where it must not be."""
         del mechanism  # both of ours send the password as it is
+        name = self._listener.name
         if self._listener.auth == "off":
-            return replies.AUTH_NOT_OFFERED
+            return self._note(replies.AUTH_NOT_OFFERED, f"auth of listener '{name}' is off")
         # SECURITY: a password in the clear is anybody's on the LAN; a listener must allow it.
         if not self._tls and not self._listener.auth_without_tls:
-            return replies.AUTH_NEEDS_TLS
+            reason = f"no TLS, and auth_without_tls of listener '{name}' is false"
+            return self._note(replies.AUTH_NEEDS_TLS, reason)
         return None
 
     def on_auth(self, credentials: Credentials) -> Reply:
@@ -199,7 +228,9 @@ class Desk:
             "auth.failed", session=self._session, ip=self._ip, device=self._device,
             user=credentials.user, method=method, reason=verdict.reason,
         )  # fmt: skip
-        return replies.AUTH_FAILED if isinstance(verdict, Rejected) else replies.AUTH_UNAVAILABLE
+        refused = isinstance(verdict, Rejected)
+        reply = replies.AUTH_FAILED if refused else replies.AUTH_UNAVAILABLE
+        return self._note(reply, f"login: {verdict.reason}", login=credentials.user)
 
     def _log_in(self, name: str, method: str) -> Reply:
         self._user = name
@@ -215,35 +246,37 @@ class Desk:
 
     def on_mail(self, mail: Mail) -> Reply:
         """Open a transaction if this peer may send as that sender, and that much."""
+        name = self._listener.name
         if self._listener.tls == "required" and not self._tls:
-            return replies.TLS_REQUIRED
+            return self._note(replies.TLS_REQUIRED, f"tls of listener '{name}' is required")
         if self._user:
             # A user deleted or changed meanwhile: an open session must not outlive that.
             self._submitter = self._house.planner.still(self._ip, self._user)
             if self._submitter is None:
                 self._user = ""
         submitter = self._submitter
-        if self._listener.auth == "required" and not self._user:
-            return replies.AUTH_REQUIRED
-        if submitter is None:
-            return self._stranger()
         sender = self._completed(mail.reverse_path)
+        if self._listener.auth == "required" and not self._user:
+            reason = f"auth of listener '{name}' is required"
+            return self._note(replies.AUTH_REQUIRED, reason, sender=str(sender or ""))
+        if submitter is None:
+            return self._stranger(sender)
         refusal = self._house.planner.check_mail(submitter, sender, mail.size)
         if refusal is not None:
             return self._refuse(refusal, sender=str(sender or ""))
         self._transaction = Transaction(sender=sender, smtputf8=mail.smtputf8)
         return replies.SENDER_OK
 
-    def _stranger(self) -> Reply:
+    def _stranger(self, sender: Address | None) -> Reply:
         """Answer a peer that no [[device]] and no login speaks for."""
         if not self._house.config.upstream:
-            return replies.NOT_CONFIGURED
+            return self._note(replies.NOT_CONFIGURED, "no [upstream.*] is configured yet")
         reply = replies.AUTH_REQUIRED if self._offers_auth() else replies.RELAY_DENIED
+        reason = "no [[device]] has this address in its networks, and there was no login"
         log.warning(
-            "message.refused", session=self._session, ip=self._ip, code=reply.code,
-            reason="no [[device]] has this address in its networks, and there was no login",
-        )  # fmt: skip
-        return reply
+            "message.refused", session=self._session, ip=self._ip, code=reply.code, reason=reason
+        )
+        return self._note(reply, reason, sender=str(sender or ""))
 
     def _completed(self, address: Address | None) -> Address | None:
         domain = self._house.config.server.default_domain
@@ -368,6 +401,10 @@ class Desk:
         return name + ("S" if self._tls else "") + ("A" if self._user else "")
 
     def _accepted(self, queue_id: str, message: NewMessage, end: ContentEnd, took: float) -> None:
+        self._why = None
+        self._house.callers.accepted(
+            self._ip, self._device, self._user, queue_id=queue_id, sender=message.sender
+        )
         metrics.observe("relayd_accept_seconds", took)
         device = self._user or self._device
         for delivery in message.deliveries:
@@ -383,18 +420,20 @@ class Desk:
         )  # fmt: skip
 
     def _loop(self, seen: Glance) -> Reply:
+        reason = f"mail loop: {seen.received} Received lines, {seen.ours} of them ours"
         log.warning(
             "message.refused", session=self._session, ip=self._ip, device=self._device,
-            code=554, reason=f"mail loop: {seen.received} Received lines, {seen.ours} of them ours",
+            code=554, reason=reason,
         )  # fmt: skip
-        return replies.TOO_MANY_HOPS
+        return self._note(replies.TOO_MANY_HOPS, reason)
 
     def _refuse(self, refusal: Refusal, **about: str) -> Reply:
         log.warning(
             "message.refused", session=self._session, ip=self._ip, device=self._device,
             user=self._user, code=refusal.code, reason=refusal.log_reason, **about,
         )  # fmt: skip
-        return Reply(refusal.code, (refusal.text,), refusal.enhanced)
+        reply = Reply(refusal.code, (refusal.text,), refusal.enhanced)
+        return self._note(reply, refusal.log_reason, **about)
 
     # ---- the end of a message or a session
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import ssl
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -22,6 +23,7 @@ from gevent.server import StreamServer
 from relayd.config.model import Limits, Submitter
 from relayd.config.model import Listener as ListenerSettings
 from relayd.observe import metrics
+from relayd.serve.callers import Callers, Refused
 from relayd.serve.desk import Desk, House
 from relayd.serve.session import End, Farewell, Manners, PeerGone, PeerSilent, Session
 from relayd.serve.wire import SocketWire
@@ -31,6 +33,7 @@ log = structlog.get_logger()
 
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 _MAPPED: Final = "::ffff:"
+_TROUBLE: Final = frozenset({End.TLS_FAILED, End.NOT_SMTP, End.LOST, End.SLOW})
 _LOCAL: Final = ListenerSettings(name="control", address=(), tls="off", auth="off")
 
 
@@ -138,6 +141,12 @@ class Listener:
         )  # fmt: skip
         metrics.count("relayd_sessions_total", listener=self._settings.name, result="too-many")
         reply = replies.TOO_MANY_FROM_YOU if device else replies.TOO_MANY_CONNECTIONS
+        refused = Refused(
+            code=reply.code, reply=" ".join(reply.lines), session=name,
+            reason="max_connections or max_connections_per_device is reached",
+            listener=self._settings.name,
+        )  # fmt: skip
+        self._house.callers.refused(ip, device, "", refused)
         wire.send(reply.render())
 
     def _converse(self, wire: SocketWire, name: str, ip: str) -> None:
@@ -167,6 +176,7 @@ class Listener:
         metrics.count(
             "relayd_sessions_total", listener=self._settings.name, result=farewell.end.value
         )
+        self._remember(farewell, name, ip, desk)
         about = {"session": name, "ip": ip, "device": desk.device, "user": desk.user}
         if farewell.refusal is not None:
             log.info(
@@ -178,10 +188,26 @@ class Listener:
         else:
             log.info("session.closed", **about, end=farewell.end.value, reason=farewell.detail)
 
+    def _remember(self, farewell: Farewell, name: str, ip: str, desk: Desk) -> None:
+        """Keep a refusal for `relayd device show`."""
+        if farewell.refusal is not None:
+            reply = farewell.refusal
+            why = desk.why or Refused(code=reply.code, reply=" ".join(reply.lines), reason="")
+        elif farewell.end in _TROUBLE:
+            why = Refused(code=0, reply="", reason=f"{farewell.end.value}: {farewell.detail}")
+        else:
+            return
+        why = replace(
+            why, session=name, listener=self._settings.name, transcript=farewell.transcript
+        )
+        self._house.callers.refused(ip, desk.device, desk.user, why)
+
 
 def converse(client: socket.socket, house: House, sessions: Sessions, submitter: Submitter) -> None:
     """Serve one session on a local socket, as `submitter`; `relayd send` is the client."""
     wire = SocketWire(client)
+    # An operator's test is no mail of the device: nothing of it is remembered.
+    house = replace(house, callers=Callers())
     desk = Desk(
         house, _LOCAL, session=sessions.new_name(), ip="127.0.0.1", is_tls=False,
         submitter=submitter,

@@ -11,6 +11,7 @@ import pytest
 
 from relayd.clock import FakeClock
 from relayd.config.model import Config
+from relayd.master.callers import Callers
 from relayd.master.checker import Loaded
 from relayd.master.commands import Commands
 from relayd.master.control import Client, Peer
@@ -95,6 +96,20 @@ def test_a_ping_tells_who_is_there(loop: Loop) -> None:
     reply = ask(loop, command="ping")
     assert reply is not None
     assert cast("Frame", reply["result"])["pid"] == os.getpid()
+
+
+def test_who_called_is_told_by_name_or_address(loop: Loop) -> None:
+    callers = Callers()
+    callers.hear([{"ip": "192.0.2.5", "device": "ups", "refused": 1, "refusal": {"code": 550}}])
+    household = SimpleNamespace(callers=callers)
+    loop.house = cast("House", SimpleNamespace(**{
+        **vars(loop.house), "household": household, "started_at": 900.0, "now": lambda: 1000.0,
+    }))  # fmt: skip
+    for request, count in (({}, 1), ({"ip": "192.0.2.5"}, 1), ({"name": "nas"}, 0)):
+        reply = ask(loop, command="callers", **request)
+        assert reply is not None
+        result = cast("dict[str, Any]", reply["result"])
+        assert (result["up_s"], len(result["callers"])) == (100.0, count)
 
 
 def test_a_stop_is_answered_later_and_fast_only_when_true(loop: Loop) -> None:

@@ -16,9 +16,10 @@ import pytest
 from relayd.config import codec
 from relayd.config.model import Config, Server
 from relayd.master.board import Board
+from relayd.master.channel import Packet
 from relayd.master.checker import Loaded, sealed
 from relayd.master.crew import Child, Crew, Life
-from relayd.master.frames import Frame
+from relayd.master.frames import Frame, Json
 from relayd.master.household import Household, What
 from relayd.master.launch import Launch, Timings
 from relayd.master.log import Log
@@ -63,6 +64,10 @@ class Home:
     @property
     def child(self) -> Child:
         return next(iter(self.household.children()))
+
+    def child_now(self) -> Child:
+        self.until(lambda: What.READY in self.news)
+        return self.child
 
     def close(self) -> None:
         self.crew.dismiss()
@@ -116,6 +121,21 @@ def test_a_dead_workers_leases_wait_for_somebody_who_can_take_them(
     home.until((tmp_path / "reclaimed").exists)
     assert (tmp_path / "reclaimed").read_text() == f"{victim}\n"
     assert home.household.unclaimed == []
+
+
+def test_what_children_tell_of_peers_and_errors_outlives_them(home: Home) -> None:
+    told: list[tuple[str, Json]] = [
+        ("callers", [{"ip": "192.0.2.5", "device": "ups", "accepted": 1}]),
+        ("errors", [{"at": "1", "event": "upstream.down", "text": "no such host"}, 3]),
+        ("callers", "nonsense"),
+        ("errors", None),
+    ]
+    for event, rows in told:
+        home.household._hear(home.child_now(), Packet({"event": event, "rows": rows}, ()))
+    os.kill(home.child.pid, signal.SIGKILL)
+    home.until(lambda: What.DIED in home.news)
+    assert [row["accepted"] for row in home.household.callers.shown()] == [1]
+    assert [row["text"] for row in home.household.errors] == ["no such host"]
 
 
 def test_a_stranger_is_not_buried(home: Home) -> None:

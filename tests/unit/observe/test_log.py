@@ -359,6 +359,18 @@ def test_texts_of_libraries_are_scrubbed(text: str, hidden: str) -> None:
     assert scrub(text) == hidden
 
 
+@pytest.mark.usefixtures("house")
+def test_errors_are_kept_for_the_status_with_their_secrets_hidden() -> None:
+    about = {"upstream": "contoso", "cause": "7000215"}
+    logger().warning("token.failed", text="not that bad")
+    logger().error("upstream.down", **about, text="wrong secret")
+    logger().error("upstream.down", **about, text=Secret("hunter2"))
+    (row,) = log_room.troubles()
+    assert (row["event"], row["cause"], row["times"]) == ("upstream.down", "7000215", 2)
+    assert row["text"] == "***"
+    assert log_room.troubles() == []
+
+
 def test_only_names_of_secrets_are_secret() -> None:
     assert is_secret("refresh_token", "x")
     assert is_secret("anything", Secret("x"))

@@ -92,6 +92,7 @@ class Room:
             context=lambda _: context,
             clock=self.clock,
         )
+        self.callers = house.callers
         self.desk = Desk(house, listener, session="s1", ip=ip, is_tls=is_tls)
 
     def send(self, *recipients: str, content: bytes = BODY) -> Reply:
@@ -290,6 +291,87 @@ def test_starttls_without_a_certificate_is_unavailable_not_a_crash() -> None:
     assert Room().desk.may_start_tls() == replies.TLS_UNAVAILABLE
     off = Room(listener=replace(LAN, tls="off"))
     assert off.desk.may_start_tls() == replies.TLS_NOT_OFFERED
+
+
+def why(room: Room) -> tuple[int, str, str]:
+    found = room.desk.why
+    assert found is not None
+    return found.code, found.reason, found.sender
+
+
+def test_the_rule_that_refused_is_kept_with_what_was_asked() -> None:
+    assert Room().desk.why is None
+    room = Room()
+    room.send("x@example.com")
+    assert why(room)[0] == 550
+    found = room.desk.why
+    assert found is not None
+    assert "own_domains of upstream 'contoso'" in found.reason
+    assert (found.sender, found.recipient) == ("ups@nas.local", "x@example.com")
+    assert found.reply == "Recipient not allowed"
+
+
+def test_the_first_refusal_is_kept_until_a_message_is_accepted() -> None:
+    room = Room()
+    room.send("x@example.com")
+    room.desk.reset()
+    room.send("y@example.com")
+    found = room.desk.why
+    assert found is not None
+    assert found.recipient == "x@example.com"
+    room.desk.reset()
+    assert room.send().code == 250
+    assert room.desk.why is None
+
+
+def test_a_peer_nobody_knows_is_told_apart_from_one_that_may_not() -> None:
+    room = Room(ip="198.51.100.1")
+    room.send()
+    assert why(room) == (
+        530, "no [[device]] has this address in its networks, and there was no login",
+        "ups@nas.local",
+    )  # fmt: skip
+    room = Room(replace(CONFIG, upstream=()), ip="198.51.100.1")
+    room.send()
+    assert why(room)[:2] == (451, "no [upstream.*] is configured yet")
+
+
+def test_settings_of_the_listener_that_refuse_are_named() -> None:
+    room = Room(listener=replace(LAN, auth="required"))
+    room.send()
+    assert why(room)[1] == "auth of listener 'lan' is required"
+    room = Room(listener=replace(LAN, tls="required"))
+    room.send()
+    assert why(room)[1] == "tls of listener 'lan' is required"
+    room = Room(listener=replace(LAN, auth_without_tls=False))
+    room.desk.may_authenticate("PLAIN")
+    assert why(room)[1] == "no TLS, and auth_without_tls of listener 'lan' is false"
+    room = Room(listener=replace(LAN, auth="off"))
+    room.desk.may_authenticate("PLAIN")
+    assert why(room)[1] == "auth of listener 'lan' is off"
+
+
+def test_a_login_that_failed_is_kept_with_its_name_and_never_its_password() -> None:
+    room = Room()
+    room.desk.on_auth(Credentials(user="printer", password="hunter2", mechanism="PLAIN"))
+    found = room.desk.why
+    assert found is not None
+    assert (found.reason, found.login) == ("login: wrong password", "printer")
+    assert "hunter2" not in repr(found)
+
+
+def test_what_was_accepted_is_remembered_of_the_peer() -> None:
+    room = Room()
+    assert room.send().code == 250
+    ((row,),) = room.callers.take()
+    assert (row["ip"], row["device"], row["accepted"]) == ("192.0.2.5", "ups", 1)
+    assert "ups@nas.local" in str(row["last"])
+
+
+def test_a_mail_loop_is_remembered_as_one() -> None:
+    room = Room()
+    room.send(content=b"Received: x\r\n" * 100 + BODY)
+    assert "mail loop" in why(room)[1]
 
 
 def test_a_local_part_alone_gets_the_default_domain() -> None:

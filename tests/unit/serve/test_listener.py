@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import socket as plain
-from collections.abc import Iterator
+import ssl
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
 import gevent
 import pytest
 from gevent import socket
+from gevent import ssl as gevent_ssl
 
 from relayd.access.plan import Planner
+from relayd.master.frames import Json
 from relayd.serve import listener as room
 from relayd.serve.desk import House
 from relayd.serve.listener import Listener, Sessions, base36, converse, folded, manners
@@ -105,6 +108,82 @@ def test_past_the_limit_a_client_hears_why_and_is_let_go() -> None:
         with shop.call() as client:
             assert read_all(client) == replies.TOO_MANY_FROM_YOU.render()
     assert len(shop.sessions) == 0
+
+
+def caller(shop: Shop) -> dict[str, Json]:
+    """Return the one row that was remembered, its refusal's members beside it."""
+    ((row,),) = shop.house.callers.take()
+    refusal = row.get("refusal")
+    return {**row, **refusal} if isinstance(refusal, Mapping) else row
+
+
+def talk(shop: Shop, *lines: str) -> None:
+    with shop.call() as client:
+        client.recv(100)
+        for line in lines:
+            client.sendall(line.encode() + b"\r\n")
+            client.recv(1000)
+        client.shutdown(socket.SHUT_WR)
+        read_all(client)
+    assert shop.sessions.wait_none_left(5)
+    gevent.idle()
+
+
+def test_a_refusal_is_remembered_with_its_dialogue_and_its_rule() -> None:
+    with open_shop() as shop:
+        talk(shop, "EHLO ups", "MAIL FROM:<ups@nas.local>", "RCPT TO:<x@example.com>")
+        row = caller(shop)
+    assert (row["ip"], row["device"], row["code"]) == ("127.0.0.1", "ups", 550)
+    assert "own_domains" in str(row["reason"])
+    assert row["recipient"] == "x@example.com"
+    assert row["listener"] == "lan"
+    transcript = row["transcript"]
+    assert isinstance(transcript, list)
+    assert transcript[-2:] == [
+        "C: RCPT TO:<x@example.com>",
+        "S: 550 5.7.1 Recipient not allowed",
+    ]
+
+
+def test_a_slip_of_the_language_is_remembered_by_its_reply() -> None:
+    with open_shop() as shop:
+        talk(shop, "EHLO ups", "FROBNICATE now")
+        row = caller(shop)
+    assert (row["code"], row["reply"], row["reason"]) == (500, "Command not recognized", "")
+    assert "FROBNICATE" not in str(row["transcript"])
+
+
+def test_a_handshake_that_fails_is_remembered_though_nothing_was_refused() -> None:
+    with open_shop() as shop:
+        context = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        shop.listener._house = replace(shop.house, context=lambda _: context)
+        with shop.call() as client:
+            client.recv(100)
+            client.sendall(b"EHLO ups\r\n")
+            client.recv(1000)
+            client.sendall(b"STARTTLS\r\n")
+            client.recv(1000)
+            client.sendall(b"this is no hello\r\n")
+            read_all(client)
+        assert shop.sessions.wait_none_left(5)
+        gevent.idle()
+        row = caller(shop)
+    assert row["code"] == 0
+    assert str(row["reason"]).startswith("tls-failed: ")
+
+
+def test_who_is_turned_away_for_too_many_is_remembered() -> None:
+    with open_shop() as shop:
+        shop.board.is_full = True
+        with shop.call() as client:
+            read_all(client)
+        assert "max_connections" in str(caller(shop)["reason"])
+
+
+def test_a_session_that_went_well_is_no_refusal() -> None:
+    with open_shop() as shop:
+        talk(shop, "EHLO ups", "QUIT")
+        assert list(shop.house.callers.take()) == []
 
 
 def test_a_bug_costs_one_session_and_not_the_listener(monkeypatch: pytest.MonkeyPatch) -> None:
