@@ -1,7 +1,9 @@
 """Group commit: greenlets queue operations, one native thread does all that wait as one batch.
 
-While one flush runs the next batch collects; no timer decides when. A caller waits until
-its operation is durable, or until its deadline:
+While one flush runs the next batch collects. An operation that may wait (a settle: the mail
+is gone, its client has long had its 250) asks for no flush of its own, but goes with the next
+that somebody waits for, after 10 ms at the latest. A caller waits until its operation is
+durable, or until its deadline:
 
     deadline passed while queued     the operation is taken out; it never happens
     deadline passed while it runs    the caller goes; `on_late` hears when it succeeded
@@ -38,6 +40,9 @@ _LARGEST_BATCH: Final = 256
 FOREVER: Final = float("inf")
 _TOO_LATE: Final = SpoolUnavailable("not written in time")
 _END_S: Final = 5.0
+_PATIENCE_S: Final = 0.01
+_MOST_PATIENT: Final = 32
+"""So many that may wait are a batch worth its flush."""
 
 
 class _Ticket:
@@ -104,6 +109,8 @@ class Flusher:
         self._jobs: deque[_Job | None] = deque()
         self._given: _Work = None
         self._is_busy = False  # a batch will be given, or is in the thread
+        self._is_urgent = False  # somebody in the queue is in a hurry
+        self._patience = get_hub().loop.timer(_PATIENCE_S, _PATIENCE_S)
         self._done: deque[_Done] = deque()
         self._bugs: deque[str] = deque()  # of the work between batches
         self._pending = 0  # tickets queued or being written
@@ -134,9 +141,7 @@ class Flusher:
             self._dated.add(ticket)
             if deadline < self._alarm_at:
                 self._set_alarm(deadline)
-        self._pending += 1
-        self._queue.append(ticket)
-        self._go_on()
+        self._put(ticket)
         try:
             outcome = ticket.waiter.get()
         except BaseException:
@@ -150,9 +155,7 @@ class Flusher:
         """Have `operation` done in the next batch; nobody waits for it."""
         ticket = _Ticket(operation, FOREVER)
         ticket.is_waited_for = False
-        self._pending += 1
-        self._queue.append(ticket)
-        self._go_on()
+        self._put(ticket)
 
     @property
     def is_closed(self) -> bool:
@@ -165,7 +168,7 @@ class Flusher:
             raise SpoolUnavailable("the spool is closed")
         ticket = _Job(job)
         self._jobs.append(ticket)
-        self._go_on()
+        self._hurry()
         ticket.waiter.get()
         if ticket.error is not None:
             raise ticket.error
@@ -174,11 +177,13 @@ class Flusher:
     def close(self) -> None:
         """Refuse new operations, finish those queued."""
         self._closed = True
+        self._hurry()
         while self._pending:
             self._drained.clear()
             self._drained.wait()
-        self._timer.stop()
-        self._timer.close()
+        for timer in (self._timer, self._patience):
+            timer.stop()
+            timer.close()
 
     def kill(self) -> None:
         """Let the thread go; after `close`."""
@@ -186,7 +191,7 @@ class Flusher:
             return
         self._is_killed = True
         self._jobs.append(None)
-        self._go_on()
+        self._hurry()
         if self._ended.wait(_END_S):  # else it hangs in the disk: its descriptor must stay
             os.close(self._bell)
         self._wake_hub.stop()
@@ -247,20 +252,33 @@ class Flusher:
 
     # -- on the hub -------------------------------------------------------------------------
 
-    def _go_on(self) -> None:
+    def _put(self, ticket: _Ticket) -> None:
+        self._pending += 1
+        self._queue.append(ticket)
+        if not ticket.operation.may_wait or len(self._queue) >= _MOST_PATIENT:
+            self._hurry()
+        elif not self._is_busy and len(self._queue) == 1:
+            self._patience.again(self._hurry)
+
+    def _hurry(self) -> None:
         """Have the thread given what waits, once those greenlets have run that can."""
+        self._is_urgent = True
         if not self._is_busy:
             self._is_busy = True
             self._loop.run_callback(self._give)
 
     def _give(self) -> None:
+        self._patience.stop()
         if self._jobs:
             self._given = self._jobs.popleft()
-        elif self._queue:
+        elif self._queue and self._is_urgent:
             count = min(len(self._queue), _LARGEST_BATCH)
             self._given = [self._queue.popleft() for _ in range(count)]
-        else:  # all were taken out again
-            self._is_busy = False
+            self._is_urgent = bool(self._queue)
+        else:  # all were taken out again, or may wait
+            self._is_busy = self._is_urgent = False
+            if self._queue:
+                self._patience.again(self._hurry)
             return
         os.eventfd_write(self._bell, 1)
 

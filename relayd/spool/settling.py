@@ -61,6 +61,7 @@ class Settle(Operation[LeaseLost | None]):
     pair: Pair
     filed: bool
     settlement: Settlement
+    may_wait = True
 
     def run(self, batch: Transaction) -> LeaseLost | None:
         """Settle this one, whatever it takes."""

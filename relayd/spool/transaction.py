@@ -33,10 +33,15 @@ _LARGEST: Final = _SIZES[-1]
 
 
 class Operation(Generic[T_co]):
-    """One thing to do to the spool. writes: False may run outside a write transaction."""
+    """One thing to do to the spool.
+
+    writes:   False: may run outside a write transaction.
+    may_wait: nobody is kept waiting by it; it goes along with the next that may not.
+    """
 
     __slots__ = ()
     writes: ClassVar[bool] = True
+    may_wait: ClassVar[bool] = False
 
     def run(self, batch: Transaction) -> T_co:
         """Do it; the outcome is the return value. Raises only sqlite3.Error."""

@@ -24,6 +24,12 @@ class Say(Operation[str]):
     word: str
 
 
+@dataclass(frozen=True)
+class Settled(Operation[str]):
+    word: str
+    may_wait = True
+
+
 class Disk:
     """A thread's side that can be made to wait, and remembers its batches."""
 
@@ -36,7 +42,7 @@ class Disk:
         self.idle = 0
 
     def apply(self, operations: Sequence[Operation[object]]) -> Applied:
-        words = [one.word for one in operations if isinstance(one, Say)]
+        words = [one.word for one in operations if isinstance(one, Say | Settled)]
         self.batches.append(words)
         self.began.set()
         assert self.may_go.wait(LONG_S)
@@ -270,3 +276,36 @@ def test_closing_finishes_what_is_queued_and_refuses_more(flusher: Flusher, disk
     disk.may_go.set()
     assert closed.wait(LONG_S)
     assert (first.get(), second.get()) == ("first!", "second!")
+
+
+def test_what_may_wait_goes_with_the_next_that_may_not(flusher: Flusher, disk: Disk) -> None:
+    patient = gevent.spawn(flusher.ask, Settled("patient"))
+    gevent.idle()
+    assert disk.batches == []
+    assert flusher.ask(Say("x")) == "x!"
+    assert patient.get(timeout=LONG_S)
+    assert len(disk.batches) == 1
+
+
+def test_what_may_wait_waits_for_nobody_for_ever(flusher: Flusher, disk: Disk) -> None:
+    for _ in range(3):
+        with gevent.Timeout(LONG_S):
+            flusher.ask(Settled("patient"))
+    assert len(disk.batches) == 3
+
+
+def test_many_that_may_wait_wait_no_longer(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relayd.spool.flusher._PATIENCE_S", 3600.0)
+    flusher = Flusher(
+        disk.apply,
+        clock=SYSTEM,
+        on_applied=lambda _: None,
+        on_late=lambda *_: None,
+        wants_idle=lambda: False,
+        idle_work=lambda: None,
+    )
+    many = [gevent.spawn(flusher.ask, Settled("patient")) for _ in range(40)]
+    assert len(gevent.joinall(many[:32], timeout=LONG_S)) == 32
+    flusher.close()  # in a hurry itself
+    gevent.joinall(many, timeout=LONG_S, raise_error=True)
+    flusher.kill()
