@@ -1,9 +1,11 @@
 """The command line: one program with subcommands, each of which imports only what it needs.
 
-A command is a row of COMMANDS: its name, the module that has it, one line of help. The
-module has `add_NAME(parser)`, which adds the arguments, sets an epilog with examples and
-calls `parser.set_defaults(act=f)` where `f(options) -> exit code`. `options.config` is the
-configuration file's path, `options.json` whether machine-readable output is wanted.
+A command is a row of COMMANDS: its name, the module that has it, one line of help, its place
+in the help. The module has `add_NAME(parser)` ("-" as "_"), which adds the arguments, sets an
+epilog with examples and calls `parser.set_defaults(act=f)` where `f(options) -> exit code`.
+`options.config` is the configuration file's path, `options.json` whether machine-readable
+output is wanted. Only the module of the command that was typed is imported: what it needs
+beyond its arguments it imports where that is used, so that `--help` and completion stay quick.
 
 Exit codes (sysexits.h): 0 done, 1 failed, 2 wrong usage, 69 not running or cannot listen,
 75 try again later, 78 the configuration cannot be used.
@@ -36,28 +38,57 @@ class Command(NamedTuple):
     name: str
     module: str
     help: str
+    group: str
 
+
+GROUPS: Final = ("the relay", "mail", "who may send", "Microsoft 365", "in trouble")
+"""Headings of the help, in order."""
 
 COMMANDS: Final = (
-    Command("run", "relayd.cli.daemon", "run the relay in the foreground (systemd calls this)"),
-    Command("check", "relayd.cli.daemon", "read the configuration, say what is wrong with it"),
-    Command("status", "relayd.cli.daemon", "show processes, queue, upstreams, last errors"),
-    Command("reload", "relayd.cli.daemon", "take over a changed configuration; wait for it"),
-    Command("stop", "relayd.cli.daemon", "finish what is under way, then stop; wait for it"),
-    Command("queue", "relayd.cli.queue", "list, show, trace, retry, hold, release, delete mail"),
-    Command("user", "relayd.cli.user", "names and passwords devices log in with"),
-    Command("send", "relayd.cli.send", "send a test mail through the running relay"),
-    Command("explain", "relayd.cli.explain", "say what an error code means and what to do"),
-    Command("sandbox", "relayd.cli.sandbox", "a Microsoft 365 on localhost, to try things out"),
-    Command("version", "relayd.cli.daemon", "show the version"),
+    Command(
+        "run",
+        "relayd.cli.daemon",
+        "run the relay in the foreground (systemd calls this)",
+        "the relay",
+    ),
+    Command(
+        "check",
+        "relayd.cli.daemon",
+        "read the configuration, say what is wrong with it",
+        "the relay",
+    ),
+    Command(
+        "status", "relayd.cli.status", "show processes, queue, upstreams, last errors", "the relay"
+    ),
+    Command(
+        "reload", "relayd.cli.daemon", "take over a changed configuration; wait for it", "the relay"
+    ),
+    Command(
+        "stop", "relayd.cli.daemon", "finish what is under way, then stop; wait for it", "the relay"
+    ),
+    Command("version", "relayd.cli.daemon", "show the version", "the relay"),
+    Command(
+        "queue", "relayd.cli.queue", "list, show, trace, retry, hold, release, delete mail", "mail"
+    ),
+    Command("send", "relayd.cli.send", "send a test mail through the running relay", "mail"),
+    Command("user", "relayd.cli.user", "names and passwords devices log in with", "who may send"),
+    Command(
+        "sandbox",
+        "relayd.cli.sandbox",
+        "a Microsoft 365 on localhost, to try things out",
+        "Microsoft 365",
+    ),
+    Command(
+        "explain", "relayd.cli.explain", "say what an error code means and what to do", "in trouble"
+    ),
 )
 
+_COLUMN: Final = 2 + max(len(command.name) for command in COMMANDS)
 _HELP: Final = """\
 usage: relayd [--config FILE] [--json] COMMAND ...
 
 SMTP relay that lets devices send through Microsoft 365.
 
-commands:
 {commands}
 
   --config FILE  before or after COMMAND; default: $RELAYD_CONFIG,
@@ -70,12 +101,15 @@ first steps: relayd check; relayd status; relayd queue list
 
 
 class _Program(argparse.ArgumentParser):
-    """The whole program; its help fits a screen of 24 lines."""
+    """The whole program; its help fits a screen."""
 
     def format_help(self) -> str:
         """Return it."""
-        rows = (f"  {command.name:9}{command.help}" for command in COMMANDS)
-        return _HELP.format(commands="\n".join(rows), config=DEFAULT_CONFIG)
+        lines: list[str] = []
+        for group in GROUPS:
+            rows = [f"  {one.name:{_COLUMN}}{one.help}" for one in COMMANDS if one.group == group]
+            lines += [f"{group}:", *rows]
+        return _HELP.format(commands="\n".join(lines), config=DEFAULT_CONFIG)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -110,7 +144,9 @@ def parser_for(wanted: str) -> argparse.ArgumentParser:
 
 def _filler(command: Command) -> Callable[[argparse.ArgumentParser], None]:
     module = importlib.import_module(command.module)
-    filler: Callable[[argparse.ArgumentParser], None] = getattr(module, f"add_{command.name}")
+    filler: Callable[[argparse.ArgumentParser], None] = getattr(
+        module, "add_" + command.name.replace("-", "_")
+    )
     return filler
 
 

