@@ -15,6 +15,7 @@ Source: unix(7) (length of a socket's path), proc_pid_mountinfo(5), sysexits.h
 from __future__ import annotations
 
 import importlib
+import ipaddress
 import json
 import os
 import pwd
@@ -31,7 +32,7 @@ from relayd.config.places import Path
 from relayd.config.read import Problem, Tree
 from relayd.errors import ConfigError
 
-ROOMS: Final = ("relayd.net.tls", "relayd.access.plan")
+ROOMS: Final = ("relayd.net.tls", "relayd.access.plan", "relayd.spool.fit")
 """Rooms with `problems(config) -> list[str]`, or `warnings(config) -> list[str]`, or both."""
 
 SERVICE_USER: Final = "relayd"
@@ -225,8 +226,20 @@ def _host_warnings(config: Config, host: Host) -> Iterator[Problem]:
     yield from _room_warnings(config, host)
     if not os.path.exists(os.path.join(config.server.state_dir, "users.toml")):
         yield from whole.nobody_may_send(config)
-    if config.admin != Config().admin:
-        yield Problem(("admin",), "nothing listens there yet: the metrics page comes later")
+    yield from _admin_warnings(config)
+
+
+def _admin_warnings(config: Config) -> Iterator[Problem]:
+    address = config.admin.address
+    if not address:
+        return
+    host = ipaddress.ip_address(address.rpartition(":")[0].strip("[]"))
+    if not host.is_loopback:
+        text = (
+            f"{address} can be asked by whoever reaches it, without a login: /metrics names "
+            "devices, upstreams and mailboxes; let only the monitoring host through the firewall"
+        )
+        yield Problem(("admin", "address"), text)
 
 
 def _room_warnings(config: Config, host: Host) -> Iterator[Problem]:

@@ -261,6 +261,32 @@ class SqliteBackend:
             body.wait()
 
 
+FUTURE: Final = (
+    "CREATE TABLE later (id INTEGER PRIMARY KEY, what TEXT NOT NULL) STRICT",
+    "CREATE INDEX message_later ON message (accepted_at)",
+    "CREATE INDEX delivery_later ON delivery (message, state)",
+    *(
+        f"ALTER TABLE {table} ADD COLUMN later TEXT NOT NULL DEFAULT 'x'"
+        for table in ("message", "content", "delivery", "attempt", "hold", "holder", "meta")
+    ),
+    "ALTER TABLE delivery ADD COLUMN later_still INTEGER",
+    "INSERT INTO meta (name, value) VALUES ('later', 0)",
+)
+"""What a release to come may do to the tables while this one works on them."""
+
+
+class FutureBackend(SqliteBackend):
+    """A database that newer code changed as soon as ours had it open."""
+
+    def open(self) -> SqliteDoor:
+        door = super().open()
+        if len(self._doors) == 1:
+            with closing(sqlite3.connect(self.path, timeout=20, isolation_level=None)) as newer:
+                for statement in FUTURE:
+                    newer.execute(statement)
+        return door
+
+
 DAY: Final = 86_400 * 1_000_000
 
 POLICY: Final = Policy(

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from typing import Final
 
 EVENTS: Final[Mapping[str, str]] = {
+    "admin.bound": "The admin process listens for /metrics, /healthz and /readyz.",
+    "admin.bug": "A page of the admin process met something nobody foresaw; please report it.",
+    "admin.unbound": "[admin] address cannot be listened on; `reason=` says why; it is tried again, mail is not concerned.",
     "auth.failed": "A login was refused; `reason=` says why, the client is told less.",
     "auth.ok": "A login was accepted.",
     "cache.bug": "The cache daemon's code failed at `method=`; it goes on, please report it.",
@@ -83,6 +86,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "spool.clock_jumped": "Moments far ahead were brought back: the clock must have jumped.",
     "spool.corrupt": "A message cannot be read; it is HELD, its file put aside, nothing deleted.",
     "spool.healthy": "The spool's disk works again; mail is accepted.",
+    "spool.migrated": "The spool's schema is another from now on; `copy=` is the database of before.",
     "spool.orphan_removed": "A content file without a message was removed: left by a crash.",
     "spool.reclaimed": "Deliveries of a dead worker were taken back; they may have been sent.",
     "spool.unhealthy": "The spool cannot write: mail is answered 451 or 452; `why=` says what failed.",

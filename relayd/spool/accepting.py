@@ -23,8 +23,16 @@ from relayd.spool.transaction import (
     sibling_values,
 )
 
-_MESSAGE: Final = "INSERT INTO message SELECT * FROM ({values}) WHERE column1 NOT NULL"
-_CONTENT: Final = "INSERT INTO content SELECT * FROM ({values}) WHERE column1 NOT NULL"
+# Columns by name: newer code may have added some while we have the database open.
+_MESSAGE: Final = """
+    INSERT INTO message (id, sender, priority, accepted_at, expires_at, size_bytes, body_sha256,
+      message_id, subject, session, listener, ip, helo, device, user)
+    SELECT * FROM ({values}) WHERE column1 NOT NULL
+    """
+_CONTENT: Final = """
+    INSERT INTO content (id, size, crc, octets)
+    SELECT * FROM ({values}) WHERE column1 NOT NULL
+    """
 _DELIVERY: Final = """
     INSERT INTO delivery (id, message, upstream, mailbox, header_from, set_from,
       reply_to_original, recipients, priority, expires_at, state, fence, due, held_by,

@@ -21,11 +21,14 @@ Source: sqlite.org/partialindex.html, sqlite.org/stricttables.html.
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 from collections.abc import Mapping
 from typing import Final
 
+from relayd import __version__
 from relayd.errors import ConfigError
+from relayd.spool import backup
 from relayd.spool.model import State
 
 CODES: Final[Mapping[State, int]] = {
@@ -115,43 +118,85 @@ _VERSION_1: Final = (
 )
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_VERSION_1,)
-"""MIGRATIONS[n] leads from version n to n + 1. Only additions: the release before must still
-be able to work on the new schema (a column with a default, a table, an index)."""
+"""MIGRATIONS[n] leads from version n to n + 1. Only additions (`is_additive`): while an upgrade
+goes on, workers of the release before work on the new schema. What must go goes one release
+later, when nobody uses it any more, and that upgrade is a restart."""
 
-VERSION: Final = len(MIGRATIONS)
+_ADDITIVE: Final = re.compile(
+    r"""\s*( CREATE \s TABLE \s
+         | CREATE \s INDEX \s
+         | ALTER \s TABLE \s \w+ \s ADD \s COLUMN \s (?! .* \b (UNIQUE|REFERENCES|CHECK) \b )
+         | INSERT \s INTO \s meta \s )""",
+    re.VERBOSE | re.IGNORECASE | re.DOTALL,
+)
 
 
-def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the open database to VERSION in one transaction.
+def version() -> int:
+    """Return the schema this code works on."""
+    return len(MIGRATIONS)
 
-    Call it under the turnstile, with isolation_level None.
+
+def is_additive(statement: str) -> bool:
+    """Tell whether code that does not know of a statement can work on after it.
+
+    A table, an index that is not unique, a column that may be left out, a counter.
+    """
+    return _ADDITIVE.match(statement) is not None
+
+
+def stamp(program: str = __version__) -> int:
+    """Return a release as the number kept in the database: "1.2.3" is 0x010203."""
+    parts = [int(part) for part in re.findall(r"\d+", program)[:3]]
+    major, minor, patch = (*parts, 0, 0, 0)[:3]
+    return min(major, 127) << 16 | min(minor, 255) << 8 | min(patch, 255)
+
+
+def too_new(path: str, found: int, program: int) -> str:
+    """Return the words for a spool that newer code has changed."""
+    release = f"{program >> 16}.{program >> 8 & 255}.{program & 255}"
+    by = f" by relayd {release}" if program else ""
+    wanted = f"relayd {release}, or newer," if program else "the newer relayd"
+    copies = [one for one in backup.found(path) if one[0] <= version()]
+    words = (
+        f"[spool] url: {path} was brought to schema version {found}{by}; this is relayd "
+        f"{__version__}, which knows up to {version()}. Install {wanted} again"
+    )
+    if copies:
+        schema, where = copies[-1]
+        words += f"; the copy from before, schema {schema}, is {where} (docs/spool.md says how)"
+    return words
+
+
+def check(connection: sqlite3.Connection, path: str = "") -> int:
+    """Return the version of an open database; raises ConfigError when it is a newer relayd's."""
+    found = _number(connection, "user_version")
+    if found > version():
+        raise ConfigError([too_new(path, found, _number(connection, "application_id"))])
+    return found
+
+
+def migrate(connection: sqlite3.Connection, path: str = "") -> bool:
+    """Bring the open database to this version in one transaction; False: it was there.
+
+    Call it under the turnstile, with isolation_level None, and after `backup.copy`.
     raises: ConfigError - the database is from a newer relayd.
     """
-    if _version(connection) == VERSION:
-        return
+    if check(connection, path) == version():
+        return False
     connection.execute("BEGIN IMMEDIATE")
     try:
-        found = _version(connection)
-        if found > VERSION:
-            raise ConfigError(
-                [
-                    (
-                        f"[spool] url: the spool has schema version {found}, this relayd knows up "
-                        f"to {VERSION}; install the newer relayd again, or name another file"
-                    )
-                ]
-            )
-        for step in MIGRATIONS[found:]:
+        for step in MIGRATIONS[check(connection, path) :]:
             for statement in step:
                 connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {VERSION}")
+        connection.execute(f"PRAGMA user_version = {version()}")
+        connection.execute(f"PRAGMA application_id = {stamp()}")
         connection.execute("COMMIT")
     except BaseException:
         with contextlib.suppress(sqlite3.Error):  # the first error is the one to tell
             connection.execute("ROLLBACK")
         raise
+    return True
 
 
-def _version(connection: sqlite3.Connection) -> int:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    return int(version)
+def _number(connection: sqlite3.Connection, pragma: str) -> int:
+    return int(connection.execute(f"PRAGMA {pragma}").fetchone()[0])

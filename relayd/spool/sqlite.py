@@ -21,11 +21,11 @@ import sqlite3
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from relayd.clock import Clock, micros
 from relayd.errors import ConfigError, SpoolFull, SpoolUnavailable
-from relayd.spool import schema
+from relayd.spool import backup, schema
 from relayd.spool.accepting import Accept, Undo, accept_all
 from relayd.spool.content import Crash, Shelf, sync_folder, unavailable
 from relayd.spool.settling import Settle, Surprise, settle_all
@@ -92,6 +92,14 @@ class Applied:
     bugs: list[str] = field(default_factory=list)
 
 
+class Migrated(NamedTuple):
+    """A change of the schema that was made here: from, to, and where the copy of before is."""
+
+    was: int
+    now: int
+    copy: str
+
+
 class Core:
     """One connection for writing, and the files beside it."""
 
@@ -113,6 +121,7 @@ class Core:
         self._failures = 0
         self._retry_at = 0.0
         self.trouble: SpoolUnavailable | None = None  #: why nothing can be done now
+        self.migrated: Migrated | None = None  #: when this process changed the schema
         self.shelf = Shelf(os.path.dirname(path), crash_at)
 
     # -- opening and closing ------------------------------------------------------------
@@ -125,9 +134,8 @@ class Core:
         raises: ConfigError - the database cannot be used; words for the operator.
         """
         try:
-            with self._turnstile:
-                connection = self._connect()
-                newest = connection.execute("SELECT max(id) FROM message").fetchone()[0]
+            connection = self._connect()
+            newest = connection.execute("SELECT max(id) FROM message").fetchone()[0]
         except sqlite3.Error as error:
             if _kind(error) in _PASSING:
                 self._broken(error)
@@ -145,7 +153,7 @@ class Core:
         return newest or 0
 
     def _connect(self) -> sqlite3.Connection:
-        """Open, prepare and probe; call it under the turnstile."""
+        """Open, migrate, prepare and probe."""
         connection = sqlite3.connect(
             self.path,
             isolation_level=None,
@@ -153,16 +161,39 @@ class Core:
             cached_statements=512,
         )
         try:
-            for pragma in _PRAGMAS:
-                connection.execute(pragma).fetchall()
-            schema.migrate(connection)
-            sync_folder(os.path.dirname(self.path))
-            self._probe(connection)
+            with self._turnstile:
+                for pragma in _PRAGMAS:
+                    connection.execute(pragma).fetchall()
+                found = schema.check(connection, self.path)
+            if 0 < found < schema.version():
+                self._migrate(connection)
+            with self._turnstile:
+                schema.migrate(connection, self.path)
+                sync_folder(os.path.dirname(self.path))
+                self._probe(connection)
         except BaseException:
-            connection.close()
+            with self._turnstile:
+                connection.close()
             raise
         self._holds_version = -1
         return connection
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        """Copy, then change the schema; once, whoever else starts at the same time.
+
+        Outside of the turnstile, while it is copied: others must not wait for that.
+        """
+        with backup.turn(self.path):
+            found = schema.check(connection, self.path)
+            if found == schema.version():
+                return
+            copy = backup.copy(connection, self.path, found)
+            with self._turnstile:
+                schema.migrate(connection, self.path)
+                # What `fit` reads in the file should be so from now on.
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            backup.prune(self.path)
+        self.migrated = Migrated(found, schema.version(), copy)
 
     def _probe(self, connection: sqlite3.Connection) -> None:
         """Write something durably: a disk that only reads must not accept mail."""
@@ -340,7 +371,7 @@ class Core:
         try:
             with self._turnstile:
                 _probe_space(os.path.dirname(self.path))
-                self._connection = self._connect()
+            self._connection = self._connect()
             if self._in_doubt:
                 self._committed(self._in_doubt, careful=True)
         except (sqlite3.Error, OSError, ConfigError) as error:

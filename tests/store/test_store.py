@@ -1,4 +1,8 @@
-"""What every store promises (store.py), held against each of them."""
+"""What every store promises (store.py), held against each of them.
+
+One of them is a database whose schema newer code changed: workers of two releases share it
+while an upgrade goes on.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from tests.spooling import (
     SCANS,
     SENT,
     Backend,
+    FutureBackend,
     MemoryBackend,
     SqliteBackend,
     Store,
@@ -36,7 +41,10 @@ class Make(Protocol):
     def __call__(self, *, ambiguous: str = "retry", keep_sent_s: float = 0.0) -> Backend: ...
 
 
-@pytest.fixture(params=[MemoryBackend, SqliteBackend], ids=["memory", "sqlite"])
+BACKENDS = [MemoryBackend, SqliteBackend, FutureBackend]
+
+
+@pytest.fixture(params=BACKENDS, ids=["memory", "sqlite", "sqlite changed by newer code"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     made: list[Backend] = []
     kind: Callable[..., Any] = request.param

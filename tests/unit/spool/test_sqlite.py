@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,11 +13,12 @@ from types import NoneType
 import pytest
 
 from relayd.errors import ConfigError, SpoolFull, SpoolUnavailable
+from relayd.spool import backup, fit, schema
 from relayd.spool.accepting import Accept
 from relayd.spool.leasing import TakeLeases
 from relayd.spool.transaction import Operation
 from relayd.spool.upkeep import ReadWork
-from tests.spooling import ALERTS, Bench
+from tests.spooling import ALERTS, FUTURE, Bench
 
 
 @pytest.fixture
@@ -147,3 +149,96 @@ def test_a_database_that_vanishes_is_not_begun_anew_silently(tmp_path: Path) -> 
     bench.core.close()
     newest = Bench(tmp_path).core.open()
     assert newest > 0
+
+
+# -- another schema ---------------------------------------------------------------------------
+
+
+def newer(monkeypatch: pytest.MonkeyPatch, *statements: str) -> None:
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, statements or FUTURE))
+
+
+def tables(path: str) -> set[str]:
+    with closing(sqlite3.connect(path)) as connection:
+        return {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
+
+
+def test_a_migration_is_made_after_a_copy_and_the_mail_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Bench(tmp_path)
+    old.put()
+    old.core.close()
+    newer(monkeypatch)
+    new = Bench(tmp_path)
+    assert new.core.migrated == (1, 2, f"{new.path}.schema1.backup")
+    assert new.rows("SELECT count(*) FROM message") == [(1,)]
+    assert "later" in tables(new.path)
+    assert "later" not in tables(new.core.migrated.copy)
+    told = fit.header(new.path)
+    assert told is not None
+    assert told.schema == 2  # in the file itself, where `check` looks
+    new.core.close()
+    again = Bench(tmp_path)
+    assert again.core.migrated is None
+    again.core.close()
+
+
+def test_a_new_spool_is_not_copied(bench: Bench) -> None:
+    assert bench.core.migrated is None
+    assert backup.found(bench.path) == []
+
+
+def test_several_who_start_at_once_migrate_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Bench(tmp_path)
+    old.put()
+    newer(monkeypatch)
+    benches: list[Bench] = []
+    threads = [threading.Thread(target=lambda: benches.append(Bench(tmp_path))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [one.core.migrated is not None for one in benches].count(True) == 1
+    old.put()  # and the code of before works on, until its worker has drained
+    assert benches[0].rows("SELECT count(*) FROM message") == [(2,)]
+    for one in (old, *benches):
+        one.core.close()
+
+
+def test_without_a_copy_there_is_no_migration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Bench(tmp_path)
+    old.core.close()
+    newer(monkeypatch)
+    (tmp_path / "spool.db.schema1.backup").mkdir()
+    with pytest.raises(ConfigError, match="Nothing was changed"):
+        Bench(tmp_path)
+    assert "later" not in tables(old.path)
+
+
+def test_a_migration_that_fails_leaves_schema_and_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Bench(tmp_path)
+    old.core.close()
+    newer(monkeypatch, "CREATE TABLE later (a)", "nonsense")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        Bench(tmp_path)
+    assert "later" not in tables(old.path)
+    assert backup.found(old.path) != []
+
+
+def test_the_spool_of_a_newer_relayd_is_refused_and_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as later:
+        newer(later)
+        Bench(tmp_path).core.close()
+    before = (tmp_path / "spool.db").read_bytes()
+    with pytest.raises(ConfigError, match="brought to schema version 2 by relayd"):
+        Bench(tmp_path)
+    assert (tmp_path / "spool.db").read_bytes() == before
