@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from relayd.cache import frames
 from relayd.cache.server import Connection, Handler, Request
 from relayd.errors import TokenUnavailable
-from relayd.identity.credentials import parse_credential
+from relayd.identity.credentials import Credential, parse_credential
 from relayd.identity.tokencache import Outcome, TokenCache, TokenState
 
 
@@ -16,13 +16,20 @@ class TokenDesk:
 
     def __init__(self, cache: TokenCache) -> None:
         self._cache = cache
+        self._askers: dict[int, Connection] = {}
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return what the server is to call."""
-        return {"token": self._ask, "token.drop": self._drop, "token.refresh": self._refresh}
+        return {
+            "token": self._ask,
+            "token.drop": self._drop,
+            "token.forget": self._forget,
+            "token.refresh": self._refresh,
+        }
 
     def left(self, connection: Connection) -> None:
         """Hear that a connection has ended."""
+        self._askers.pop(connection.serial, None)
         self._cache.left(connection.serial)
 
     def tick(self) -> None:
@@ -34,6 +41,7 @@ class TokenDesk:
         return [_shown(state) for state in self._cache.states()]
 
     def _ask(self, request: Request) -> None:
+        self._askers[request.connection.serial] = request.connection
         self._cache.ask(
             parse_credential(frames.table(request.payload, "credential")),
             upstream=frames.text(request.payload, "upstream"),
@@ -42,12 +50,30 @@ class TokenDesk:
         )
 
     def _refresh(self, request: Request) -> None:
+        credential = parse_credential(frames.table(request.payload, "credential"))
+
+        def told(outcome: Outcome) -> None:
+            if not isinstance(outcome, TokenUnavailable):
+                self._tell_changed(credential)
+            _tell(request, outcome)
+
         self._cache.refresh(
-            parse_credential(frames.table(request.payload, "credential")),
+            credential,
             upstream=frames.text(request.payload, "upstream"),
             asker=request.connection.serial,
-            told=lambda outcome: _tell(request, outcome),
+            told=told,
         )
+
+    def _forget(self, request: Request) -> None:
+        credential = parse_credential(frames.table(request.payload, "credential"))
+        was_held = self._cache.forget(credential)
+        self._tell_changed(credential)
+        request.answer({"held": was_held})
+
+    def _tell_changed(self, credential: Credential) -> None:
+        """Have every worker let go of what it holds; before the answer, so that it is in force."""
+        for connection in self._askers.values():
+            connection.push("token.changed", {"fingerprint": credential.fingerprint()})
 
     def _drop(self, request: Request) -> None:
         self._cache.drop(

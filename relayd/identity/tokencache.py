@@ -182,6 +182,18 @@ class TokenCache:
             )
             entry.failure = _Failure(why, wait_until, 0)
 
+    def forget(self, credential: Credential) -> bool:
+        """Forget token and failure, for an operator; the next question goes to Entra.
+
+        returns: whether a token was held.
+        """
+        entry = self._entries.get(credential.fingerprint())
+        if entry is None:
+            return False
+        was_held = entry.token is not None and self._clock.boottime() < entry.good_until
+        entry.token, entry.failure = None, None
+        return was_held
+
     def left(self, asker: int) -> None:
         """A connection has ended: what only it wanted is no longer refreshed."""
         for entry in self._entries.values():

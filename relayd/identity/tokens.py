@@ -8,7 +8,9 @@ used to its real end. A 401 drops a token only if it is the one held, so that te
     token          {upstream, credential}  -> {value, expires_boottime, fingerprint}
     token.refresh  the same, asked of Entra itself whatever is held (for operators)
     token.drop     {fingerprint, value}, no answer
+    token.forget   {upstream, credential}  -> {held}: whatever is held (for operators)
     refused:       cause, text, {configuration, retry_after_s}, as TokenUnavailable
+    token.changed  {fingerprint}, pushed to every worker after the two for operators
 
 Neither msal nor requests may be imported from here.
 """
@@ -42,6 +44,7 @@ _ANSWER_SLACK_S: Final = 5.0
 _TRIES: Final = 3
 _AWAY_WAIT_S: Final = 5.0
 _AWAY_RETRY_S: Final = 2.0
+_LONGEST_CLAIM: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +81,19 @@ def parse_token(payload: frames.Payload) -> Token:
 class Claims:
     """What a token says of itself, unverified: for diagnosis only.
 
-    roles:      application permissions; empty: nobody has consented, Graph will say 403.
+    roles:      application permissions; empty: nobody has consented in Entra, so that only
+                Exchange's RBAC for Applications may let it in.
     expires_at: Unix seconds; 0 if unknown.
+    app_id, tenant, audience: whom it was issued to, in which tenant, for what; "" if unknown.
+    object_id:  of the enterprise application (service principal), as Exchange knows it.
     """
 
     roles: tuple[str, ...] = ()
     expires_at: int = 0
+    app_id: str = ""
+    tenant: str = ""
+    audience: str = ""
+    object_id: str = ""
 
 
 def claims_of(value: str) -> Claims:
@@ -99,7 +109,15 @@ def claims_of(value: str) -> Claims:
     return Claims(
         tuple(role for role in roles if isinstance(role, str)) if isinstance(roles, list) else (),
         ends if isinstance(ends, int) else 0,
+        app_id=_word(members.get("appid", members.get("azp"))),
+        tenant=_word(members.get("tid")),
+        audience=_word(members.get("aud")),
+        object_id=_word(members.get("oid")),
     )
+
+
+def _word(value: object) -> str:
+    return value[:_LONGEST_CLAIM] if isinstance(value, str) and value.isprintable() else ""
 
 
 class _Held:
@@ -132,6 +150,7 @@ class TokenClient:
         self._lock = threading.Lock()
         self._held: dict[str, _Held] = {}
         client.on_connect(self._reconnected)
+        client.on_push("token.changed", self._changed)
 
     def token(self, upstream: Upstream) -> Token:
         """Return a token that is good now.
@@ -168,6 +187,33 @@ class TokenClient:
             )
         except CacheUnavailable:
             return  # a daemon that comes back has no token to drop
+
+    def refresh(self, upstream: Upstream) -> Token:
+        """Have Entra asked for a new one, whatever is held; every worker uses it from then on.
+
+        For operators who mended something. Waits at most token_timeout + 5 s.
+        raises: TokenUnavailable; what was held before stays in use then.
+        """
+        held = self._held.get(upstream.name) or self._hold(upstream)
+        token = self._ask(upstream.name, held.credential, "token.refresh")
+        with self._lock:
+            self._keep(held, token)
+        return token
+
+    def forget(self, upstream: Upstream) -> bool:
+        """Forget the token everywhere; the next mail asks for another. False: none was held.
+
+        raises: CacheUnavailable, cache.frames.Refused.
+        """
+        held = self._held.get(upstream.name) or self._hold(upstream)
+        payload: frames.Payload = {
+            "upstream": upstream.name,
+            "credential": held.credential.payload(),
+        }
+        answer = self._client.call("token.forget", payload, timeout_s=_ANSWER_SLACK_S)
+        with self._lock:
+            held.token = None
+        return answer.get("held") is True
 
     def warm(self, upstreams: Sequence[Upstream]) -> None:
         """Ask for these upstreams' tokens in the background, so that the first mail need not
@@ -211,7 +257,7 @@ class TokenClient:
             held.flight = None
         flight.done.set()
 
-    def _ask(self, name: str, credential: Credential) -> Token:
+    def _ask(self, name: str, credential: Credential, method: str = "token") -> Token:
         """Ask the daemon, again if it died meanwhile: its successor is a second away."""
         payload: frames.Payload = {"upstream": name, "credential": credential.payload()}
         deadline = self._clock.monotonic() + credential.token_timeout_s + _ANSWER_SLACK_S
@@ -221,7 +267,7 @@ class TokenClient:
                 break
             left_s = max(0.0, deadline - self._clock.monotonic())
             try:
-                return parse_token(self._client.call("token", payload, timeout_s=left_s))
+                return parse_token(self._client.call(method, payload, timeout_s=left_s))
             except Refused as error:
                 raise unavailable(error) from error
             except frames.Garbage as error:
@@ -243,6 +289,14 @@ class TokenClient:
         held.ask_at = max(
             token.expires_boottime - before_end, self._clock.boottime() + _ASK_AGAIN_S
         )
+
+    def _changed(self, payload: frames.Payload) -> None:
+        """An operator had the daemon fetch or forget a token: ours is not to be used any more."""
+        fingerprint = payload.get("fingerprint")
+        with self._lock:
+            for held in self._held.values():
+                if held.token is not None and held.token.fingerprint == fingerprint:
+                    held.token = None
 
     def _reconnected(self, _tell: Tell) -> None:
         """Have a restarted daemon know what is in use here, so that it refreshes in time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,3 +105,47 @@ def test_the_status_names_the_upstream_and_no_secret(client: Client, desk: Token
     assert "Mail.Send" in shown
     assert "s1" not in shown
     assert jwt(1) not in shown
+
+
+def test_forgetting_tells_whether_one_was_held_and_the_next_is_new(
+    client: Client, entra: Entra
+) -> None:
+    assert client.call("token.forget", ASK, timeout_s=10) == {"held": False}
+    client.call("token", ASK, timeout_s=10)
+    assert client.call("token.forget", ASK, timeout_s=10) == {"held": True}
+    client.call("token", ASK, timeout_s=10)
+    assert entra.count == 2
+
+
+@pytest.mark.parametrize("method", ["token.refresh", "token.forget"])
+def test_every_worker_hears_of_it_before_the_operator_does(
+    client: Client, tmp_path: Path, method: str
+) -> None:
+    heard = threading.Event()
+    prints: list[object] = []
+
+    def hear(payload: Payload) -> None:
+        prints.append(payload["fingerprint"])
+        heard.set()
+
+    other = Client(str(tmp_path / "cache.sock"))
+    other.on_push("token.changed", hear)
+    other.start()
+    try:
+        token = parse_token(other.call("token", ASK, timeout_s=10))
+        client.call(method, ASK, timeout_s=10)
+        assert heard.wait(10)
+        assert prints == [token.fingerprint]
+    finally:
+        other.close()
+
+
+def test_a_refresh_that_failed_changes_nothing_for_anybody(client: Client, entra: Entra) -> None:
+    prints: list[object] = []
+    client.on_push("token.changed", prints.append)
+    client.call("token", ASK, timeout_s=10)
+    entra.says = Fetched(TokenUnavailable("7000215", "wrong secret", configuration=True))
+    with pytest.raises(Refused):
+        client.call("token.refresh", ASK, timeout_s=10)
+    client.call("token", ASK, timeout_s=10)  # its answer comes after any push
+    assert prints == []

@@ -247,6 +247,22 @@ def test_an_operators_refresh_joins_a_question_under_way(bench: Bench) -> None:
     assert first == second
 
 
+def test_what_an_operator_forgets_is_asked_for_at_the_next_question(bench: Bench) -> None:
+    assert bench.cache.forget(WHO) is False
+    bench.have_token()
+    assert bench.cache.forget(WHO) is True
+    bench.ask()
+    assert len(bench.asked) == 1
+
+
+def test_forgetting_ends_the_pause_after_a_failure(bench: Bench) -> None:
+    bench.ask()
+    bench.entra_says(WRONG)
+    assert bench.cache.forget(WHO) is False
+    bench.ask()
+    assert len(bench.asked) == 1
+
+
 def test_only_the_refused_token_is_dropped(bench: Bench) -> None:
     old = bench.have_token()
     bench.refresh()

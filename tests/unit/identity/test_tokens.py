@@ -21,7 +21,7 @@ from relayd.config.model import Config, Http, Secret, Upstream
 from relayd.errors import TokenUnavailable
 from relayd.identity.tokens import Claims, Token, TokenClient, claims_of, parse_token
 from tests.cache_loop import Turning
-from tests.fake_entra import jwt
+from tests.fake_entra import TENANT_ID, jwt
 
 UPSTREAM = Upstream(name="contoso", tenant="t", client_id="app", client_secret=Secret("s1"))
 CONFIG = Config(upstream=(UPSTREAM,), http=Http(token_timeout=10.0))
@@ -35,10 +35,16 @@ class Daemon:
         self.life_s = 3600.0
         self.asked: list[Request] = []
         self.dropped: list[str] = []
+        self.forgotten = 0
         self.keeps = False
         self.refusal: tuple[str, str, bool, float | None] | None = None
         self._numbers = count(1)
-        handlers = {"token": self.token, "token.drop": self.drop}
+        handlers = {
+            "token": self.token,
+            "token.drop": self.drop,
+            "token.refresh": self.token,
+            "token.forget": self.forget,
+        }
         self.loop = Turning(Server(path, handlers))
 
     def token(self, request: Request) -> None:
@@ -56,6 +62,15 @@ class Daemon:
 
     def drop(self, request: Request) -> None:
         self.dropped.append(str(request.payload["value"]))
+
+    def forget(self, request: Request) -> None:
+        self.forgotten += 1
+        request.answer({"held": True})
+
+    def tell_changed(self, fingerprint: str) -> None:
+        """Push to whoever asked last, and wait until it was sent."""
+        connection = self.asked[-1].connection
+        self.loop.do(lambda: connection.push("token.changed", {"fingerprint": fingerprint}))
 
 
 class Bench:
@@ -231,6 +246,37 @@ def test_a_short_life_is_used_all_the_same(bench: Bench, daemon: Daemon) -> None
     assert bench.tokens.token(UPSTREAM) is not first
 
 
+def test_an_operators_refresh_replaces_what_is_held(bench: Bench, daemon: Daemon) -> None:
+    bench.tokens.token(UPSTREAM)
+    assert bench.tokens.refresh(UPSTREAM).value == "token-2"
+    assert bench.tokens.token(UPSTREAM).value == "token-2"
+    assert len(daemon.asked) == 2
+
+
+def test_a_refresh_that_fails_leaves_the_held_one_in_use(bench: Bench, daemon: Daemon) -> None:
+    bench.tokens.token(UPSTREAM)
+    daemon.refusal = ("7000222", "the client secret has expired", True, None)
+    with pytest.raises(TokenUnavailable, match="expired"):
+        bench.tokens.refresh(UPSTREAM)
+    assert bench.tokens.token(UPSTREAM).value == "token-1"
+
+
+def test_what_an_operator_forgets_is_asked_for_anew(bench: Bench, daemon: Daemon) -> None:
+    bench.tokens.token(UPSTREAM)
+    assert bench.tokens.forget(UPSTREAM) is True
+    assert daemon.forgotten == 1
+    assert bench.tokens.token(UPSTREAM).value == "token-2"
+
+
+def test_a_token_changed_for_everybody_is_changed_here_too(bench: Bench, daemon: Daemon) -> None:
+    assert bench.tokens.token(UPSTREAM).fingerprint == "print"
+    daemon.tell_changed("another credential's")
+    bench.tokens.forget(Upstream(name="other"))  # an answer on the same connection comes after it
+    assert bench.tokens.token(UPSTREAM).value == "token-1"
+    daemon.tell_changed("print")
+    bench.until(lambda: bench.tokens.token(UPSTREAM).value == "token-2")
+
+
 def test_a_token_does_not_show_itself() -> None:
     token = Token("hush", 1.0, "print")
     assert "hush" not in repr(token)
@@ -240,7 +286,13 @@ def test_a_token_does_not_show_itself() -> None:
 
 
 def test_claims_are_read_without_trust() -> None:
-    assert claims_of(jwt(1, ("Mail.Send",), 77)) == Claims(("Mail.Send",), 77)
+    found = claims_of(jwt(1, ("Mail.Send",), 77))
+    assert found == Claims(("Mail.Send",), 77, tenant=TENANT_ID)
+
+
+def unsigned(members: object) -> str:
+    body = base64.urlsafe_b64encode(json.dumps(members).encode()).decode()
+    return f"a.{body}.c"
 
 
 @settings(deadline=None)
@@ -249,7 +301,18 @@ def test_what_is_no_token_has_no_claims(value: str) -> None:
     assert claims_of(value) == Claims()
 
 
+def test_claims_name_the_application_as_exchange_and_entra_know_it() -> None:
+    claims = {"appid": "app", "tid": "ten", "aud": "https://graph.example", "oid": "sp"}
+    found = claims_of(unsigned(claims))
+    assert (found.app_id, found.tenant, found.audience) == ("app", "ten", "https://graph.example")
+    assert found.object_id == "sp"
+    assert claims_of(unsigned({"azp": "app2"})).app_id == "app2"
+
+
+def test_a_claim_that_would_steer_a_terminal_is_none() -> None:
+    assert claims_of(unsigned({"appid": "\x1b[2J", "tid": 7})) == Claims()
+
+
 @pytest.mark.parametrize("members", [[], {"roles": "x", "exp": "y"}, {"roles": [1, None]}])
 def test_odd_claims_are_no_claims(members: object) -> None:
-    body = base64.urlsafe_b64encode(json.dumps(members).encode()).decode()
-    assert claims_of(f"a.{body}.c") == Claims()
+    assert claims_of(unsigned(members)) == Claims()
