@@ -156,10 +156,11 @@ class Daemon:
     def _report(self) -> None:
         """Send the master our figures; a full channel costs one report."""
         slots = self._slots.status()[:_SHOWN_TO_MASTER]
+        self._slots.gauge()
         with contextlib.suppress(Garbage):
-            self._channel.send(
             if errors := logging.troubles():
                 self._channel.send({"event": "errors", "rows": errors})
+            self._channel.send(
                 {
                     "event": "status",
                     "counters": metrics.snapshot(),

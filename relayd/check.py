@@ -31,6 +31,8 @@ from relayd.config.model import Config
 from relayd.config.places import Path
 from relayd.config.read import Problem, Tree
 from relayd.errors import ConfigError
+from relayd.master import upgrade
+from relayd.spool import fit
 
 ROOMS: Final = ("relayd.net.tls", "relayd.access.plan", "relayd.spool.fit")
 """Rooms with `problems(config) -> list[str]`, or `warnings(config) -> list[str]`, or both."""
@@ -115,6 +117,16 @@ def check(path: str, host: Host = THIS_HOST) -> Checked:
     if problems:
         raise ConfigError(problems)
     return Checked(config, loaded.warnings + warnings)
+
+
+def needs_restart(config: Config, form: int) -> str:
+    """Return why a running relay cannot become this code in place; "" if it can.
+
+    form: how the running one would hand over (master.upgrade).
+    """
+    if form not in upgrade.READS:
+        return upgrade.objection(form)
+    return fit.standstill(config)
 
 
 def run_checker(path: str, out_fd: int) -> int:

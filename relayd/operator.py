@@ -24,6 +24,7 @@ import structlog
 from gevent import socket
 from gevent.threadpool import ThreadPool
 
+from relayd import gauges
 from relayd.access.users import Users
 from relayd.cache.client import Client
 from relayd.cache.frames import Refused
@@ -104,6 +105,11 @@ class Operator:
         """Return what the spool and the courier say now; raises SpoolUnavailable."""
         counts = self._reader.counts()
         cached = self._cached()
+        gauges.tell_queue(counts, self._config.upstream, now=self._clock.utcnow())
+        gauges.tell_upstreams(
+            self._courier.upstreams(), clock_is_right=not self._courier.clock_trouble
+        )
+        gauges.tell_credentials(self._config.upstream)
         queue: dict[str, int] = {}
         for (state, _), number in counts.by_state.items():
             queue[state.value] = queue.get(state.value, 0) + number

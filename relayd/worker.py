@@ -160,6 +160,7 @@ class Worker:
         self._leave.wait()
         self._drain()
         self._over.set()
+        self._report()  # what happened since the last one
         gevent.killall(greenlets, block=False)
         log.info("process.stopped", pid=os.getpid())
         return 0
@@ -208,18 +209,20 @@ class Worker:
             self._report()
 
     def _report(self) -> None:
-        try:
         self._tell_news()
         trouble = self._door.trouble()
+        try:
             figures = self._operator.figures()
         except RelaydError as error:
+            # What was counted is told all the same: with the spool away it matters most.
             log.debug("status.unavailable", text=str(error))
-            return
+            figures, trouble = {}, trouble or str(error)
         try:
             self._channel.send(
                 {
                     "event": "status",
                     "connections": len(self._sessions),
+                    "spool": {"ok": not trouble, "text": trouble},
                     "counters": metrics.snapshot(),
                     **figures,
                 }
@@ -227,9 +230,6 @@ class Worker:
         except Garbage as error:
             log.warning("channel.garbage", text=str(error))
 
-    def _refresh_tls(self) -> None:
-        while not self._over.wait(_TLS_S):
-            self._tls.refresh()
     def _tell_news(self) -> None:
         """Tell the master what it keeps for us: who called, what went wrong."""
         try:
@@ -240,6 +240,9 @@ class Worker:
         except Garbage as error:
             log.warning("channel.garbage", text=str(error))
 
+    def _refresh_tls(self) -> None:
+        while not self._over.wait(_TLS_S):
+            self._tls.refresh()
 
     def _adopt(self) -> None:
         """Hold the mail of upstreams that are gone, free that of those that are back."""

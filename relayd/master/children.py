@@ -17,10 +17,12 @@ from relayd.master.channel import Channel, pair
 from relayd.master.child import ChildContext
 from relayd.master.crew import Child, Crew
 from relayd.master.sockets import by_listener
+from relayd.observe import metrics
 
 ENTRIES: Final[Mapping[str, str]] = {
     "worker": "relayd.worker:main",
     "cached": "relayd.cached:main",
+    "admin": "relayd.admin.main:main",
     "checker": "relayd.check:run_checker",
 }
 
@@ -53,6 +55,8 @@ def give_birth(
     title = f"worker {number}" if crew.kind == "worker" else crew.kind
 
     def run() -> int:
+        # What the master counted would be added to the totals once more for each child.
+        metrics.clear()
         context = ChildContext(
             kind=crew.kind,
             number=number,

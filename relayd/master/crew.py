@@ -1,4 +1,4 @@
-"""One generation of workers (or cached, a crew of one): who should live, who does, who is due.
+"""One generation of workers (cached and admin: crews of one): who should live, does, is due.
 
     vacant -> STARTING -> READY -> DRAINING -> gone
                   |________|_________|-> ABORTED -> KILLED -> gone
@@ -54,7 +54,7 @@ class Child:
     born_at:  monotonic seconds.
     deadline: monotonic moment at which SIGKILL follows; inf: none.
     told:     it was sent what `life` says (drain); an undelivered packet is sent again.
-    figures:  its last status packet.
+    figures:  its last status packet; heard_at: when it came, monotonic seconds.
     """
 
     pid: int
@@ -70,6 +70,7 @@ class Child:
     told: bool = True
     reason: str = ""
     figures: dict[str, Json] = field(default_factory=dict)
+    heard_at: float = 0.0
 
     @property
     def name(self) -> str:

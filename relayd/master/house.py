@@ -36,6 +36,7 @@ class Phase(enum.Enum):
 class House:
     """One relay. current: the workers in force; cached: the crew of one.
 
+    admin: the crew of one that serves /metrics; None where [admin] address is empty.
     started_at: monotonic; kept over a re-exec.
     """
 
@@ -52,6 +53,7 @@ class House:
     cached: Crew
     phase: Phase
     started_at: float
+    admin: Crew | None = None
 
     @property
     def timings(self) -> Timings:
@@ -71,6 +73,27 @@ class House:
         """All workers serve, for the first time."""
         self.phase = Phase.RUNNING
         self.log.info("relay.ready", workers=self.current.size)
+
+    def place_admin(self, config: Loaded, *, anew: bool = False) -> None:
+        """Have an admin process as `config` wants it: none, the one there is, or another.
+
+        anew: another in any case, because its code is another.
+        """
+        deadline = self.now() + self.timings.fast_grace_s
+        crew, settings = self.admin, config.settings
+        if crew is not None and not settings.admin:
+            crew.dismiss()
+            self.household.hasten(crew.children(), deadline)
+            self.admin = None
+        elif crew is not None:
+            # A child that is already told to go reads this one's successor.
+            before, crew.config = crew.config.settings, config
+            same = (before.admin, before.log) == (settings.admin, settings.log)
+            if anew or not same:
+                self.household.hasten(crew.children(), deadline)
+        elif settings.admin:
+            self.admin = Crew("admin", 1, config, (), 1)
+            self.household.crews.append(self.admin)
 
     def announce(self, one: Bound) -> None:
         """Tell of a new listener, and leave it with systemd."""

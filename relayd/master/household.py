@@ -117,6 +117,7 @@ class Household:
     def adopt(self, child: Child) -> None:
         """Go on with a child of the master before the re-exec."""
         self._free_rows.discard(child.row)
+        child.heard_at = self._clock.monotonic()
         self._selector.register(
             child.channel, selectors.EVENT_READ, lambda _events: self._listen(child)
         )
@@ -159,9 +160,9 @@ class Household:
         if child.row >= 0:
             self.board.clear(child.row)
             self._free_rows.add(child.row)
+        self._retire(child)
         if child.kind == "worker":
             self.unclaimed.append(pid)
-            self._retire(child)
         self._tell_death(child, status, delay, now)
         self._news.append(News(What.DIED, child, how_it_ended(status), status))
         return True
@@ -296,19 +297,19 @@ class Household:
                 self._news.append(News(What.FAILED, child, text))
             case "status":
                 child.figures = {k: v for k, v in members.items() if k != "event"}
-            case _:
                 child.heard_at = self._clock.monotonic()
             case "callers":
                 self.callers.hear(members.get("rows"))
             case "errors":
                 self._note_errors(members.get("rows"))
+            case _:
                 return
 
-    def _claim(self) -> None:
     def _note_errors(self, rows: Json) -> None:
         told = [row for row in (rows if isinstance(rows, list) else []) if isinstance(row, Mapping)]
         self.errors = recent.merged([self.errors, told])
 
+    def _claim(self) -> None:
         """Have the leases of dead workers taken back by one that lives."""
         for pid in list(self.unclaimed):
             for crew in reversed(self.crews):

@@ -19,6 +19,7 @@ from relayd.master.household import Household, counters
 from relayd.observe import logfmt, metrics, recent
 
 _MOST_ERRORS: Final = 20
+_SILENT_S: Final = 15.0  # a worker tells its figures every 2 s
 _WORSE: Final[Mapping[Json, int]] = {"down": 2, "probing": 1}
 
 
@@ -85,24 +86,46 @@ def status(
         "quota": _latest(workers, "quota") or [],
         "clock": _clock(workers),
         "certificates": _certificates(workers),
+        "spool": _spool(workers, now),
+        "admin": _admin(household),
         "errors": [],
         **own,
     }
 
 
-def totals(household: Household) -> Frame:
-    """Return the answer to command "metrics": everybody's counters added up."""
-    workers = [c for c in household.children() if c.kind == "worker" and c.life is Life.READY]
 def errors(troubles: Troubles, household: Household) -> list[Frame]:
     """Return the last errors of all processes, oldest first."""
     return [*recent.merged([troubles.shown(), household.errors])]
 
 
+def totals(household: Household) -> Frame:
+    """Return the answer to command "metrics": everybody's counters added up."""
+    workers = [c for c in household.children() if c.kind == "worker" and c.life is Life.READY]
     metrics.gauge("relayd_workers", len(workers))
     metrics.gauge("relayd_connections", household.board.connections())
     metrics.gauge("relayd_build_info", 1, version=__version__)
-    living = [counters(child.figures) for child in household.children()]
+    living = [_counted(child, has_heir=bool(workers)) for child in household.children()]
     return {"metrics": metrics.merge([household.retired, *living, metrics.snapshot()])}
+
+
+def _counted(child: Child, *, has_heir: bool) -> metrics.Snapshot:
+    """Return a child's counters; its gauges too, unless it goes and others know better."""
+    found = counters(child.figures)
+    is_leaving = child.kind == "worker" and child.life is not Life.READY
+    return metrics.lasting(found) if is_leaving and has_heir else found
+
+
+def admin_troubles(household: Household) -> list[str]:
+    """Return why nobody can ask for /metrics, as a warning; none while all is well."""
+    told = _admin(household)
+    text = told.get("text") if isinstance(told, Mapping) else ""
+    return [f"[admin] no metrics: {text}"] if text else []
+
+
+def _admin(household: Household) -> Json:
+    """Return what the admin process says of itself; null where there is none, or not yet."""
+    admins = [child for child in household.children() if child.kind == "admin"]
+    return _latest(admins, "admin")
 
 
 def summary(current: Crew, household: Household, phase: str, upstreams: int) -> str:
@@ -169,6 +192,21 @@ def _clock(workers: Iterable[Child]) -> Json:
     told = [child.figures["clock"] for child in workers if "clock" in child.figures]
     wrong = [one for one in told if isinstance(one, Mapping) and one.get("right") is False]
     return (wrong or told or [None])[0]
+
+
+def _spool(workers: Sequence[Child], now: float) -> Json:
+    """Return whether mail can be kept, by the worker that fares worst; null while none told."""
+    verdict: Json = None
+    for child in workers:
+        told = child.figures.get("spool")
+        if child.life is not Life.READY or not isinstance(told, Mapping):
+            continue
+        silent_s = now - child.heard_at
+        if silent_s > _SILENT_S:
+            return {"ok": False, "text": f"{child.name} told nothing for {round(silent_s)} s"}
+        if verdict is None or told.get("ok") is not True:
+            verdict = told
+    return verdict
 
 
 def _certificates(workers: Iterable[Child]) -> list[Frame]:

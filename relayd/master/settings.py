@@ -17,7 +17,11 @@ _SQLITE: Final = "sqlite:///"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """spool_dir: "" when the spool is not a file here; upstreams: how many ways out there are."""
+    """spool_dir: "" when the spool is not a file here; upstreams: how many ways out there are.
+
+    admin: where the admin process listens; "": there is none. Its default is for a re-exec from
+    a version that had none.
+    """
 
     source: str
     workers: int
@@ -31,6 +35,7 @@ class Settings:
     max_connections_per_device: int
     log: Log
     upstreams: int
+    admin: str = ""
 
 
 def parse(octets: bytes) -> Settings:
@@ -57,6 +62,7 @@ def select(config: Config) -> Settings:
         max_connections_per_device=config.limits.max_connections_per_device,
         log=config.log,
         upstreams=len(config.upstream),
+        admin=config.admin.address,
     )
 
 

@@ -3,6 +3,7 @@
     metrics.count("relayd_messages_sent_total", upstream="contoso")
     metrics.observe("relayd_accept_seconds", 0.012)
     metrics.gauge("relayd_connections", 17)
+    metrics.gauges("relayd_upstream_up", {("contoso",): 1})       all series at once
 
 `snapshot()` is cumulative since the process began and fits in JSON; the master adds up what
 living and retired processes sent it (`merge`, `lasting`), the page only renders. A label's
@@ -58,6 +59,9 @@ METRICS: Final[Mapping[str, Metric]] = {
     "relayd_certificate_expiry_timestamp_seconds": Metric(
         "gauge", "When a listener's certificate ends, Unix time.", ("listener",), fold="min"
     ),
+    "relayd_clock_right": Metric(
+        "gauge", "1, or 0 while nothing is sent because the clock is wrong.", fold="min"
+    ),
     "relayd_connections": Metric("gauge", "SMTP connections open now."),
     "relayd_credential_expiry_timestamp_seconds": Metric(
         "gauge", "When an upstream's credential ends, Unix time.", ("upstream",), fold="min"
@@ -103,11 +107,17 @@ METRICS: Final[Mapping[str, Metric]] = {
     "relayd_spool_free_bytes": Metric(
         "gauge", "Free space where the spool lies, octets.", fold="min"
     ),
+    "relayd_spool_reserve_bytes": Metric(
+        "gauge", "With less free space than this, mail is refused with 452; octets.", fold="max"
+    ),
     "relayd_token_expiry_timestamp_seconds": Metric(
         "gauge", "When the access token at hand ends, Unix time.", ("upstream",), fold="max"
     ),
     "relayd_token_requests_total": Metric(
         "counter", "Tokens asked of Entra.", ("upstream", "result")
+    ),
+    "relayd_upstream_up": Metric(
+        "gauge", "1, or 0 while an upstream is down and its mail waits.", ("upstream",), fold="min"
     ),
     "relayd_worker_restarts_total": Metric("counter", "Workers that died and were replaced."),
     "relayd_workers": Metric("gauge", "Workers serving now."),
@@ -138,6 +148,28 @@ class Registry:
         """Set a gauge."""
         self._cell(name, labels, "gauge")[0] = value
 
+    def gauges(self, name: str, rows: Mapping[tuple[str, ...], float], /) -> None:
+        """Set every series of a gauge at once; those that are not in `rows` are forgotten.
+
+        rows: label values in the table's order -> value. A gauge that is set so is never set
+              by `gauge`. Past MAX_SERIES the others are folded into one, "other".
+        raises: ValueError - as `gauge`.
+        """
+        metric = self._table.get(name)
+        if metric is None or metric.kind != "gauge":
+            raise ValueError(f"{name} is no gauge of the metric table")
+        series: dict[str, list[float]] = {}
+        for labels, value in rows.items():
+            if len(labels) != len(metric.labels):
+                raise ValueError(f"{name} has {len(metric.labels)} labels, not {len(labels)}")
+            key = "\t".join(map(_label, labels))
+            if len(series) >= MAX_SERIES - 1 and key not in series:
+                key = "\t".join([OTHER] * len(labels))
+            before = series.get(key)
+            folded = value if before is None else _fold(metric, before[0], value)
+            series[key] = [folded if isinstance(folded, int | float) else value]
+        self._series[name] = series
+
     def observe(self, name: str, value: float, /, **labels: object) -> None:
         """Sort `value` into a histogram's bucket."""
         cell = self._cell(name, labels, "histogram")
@@ -153,6 +185,11 @@ class Registry:
             }
             for name, series in list(self._series.items())
         }
+
+    def clear(self) -> None:
+        """Forget everything: what a forked child finds here was counted by its parent."""
+        self._cells.clear()
+        self._series.clear()
 
     def _cell(self, name: str, labels: Mapping[str, object], kind: str) -> list[float]:
         """Return the series' numbers, making them on first use.
@@ -221,5 +258,7 @@ def _fold(metric: Metric, old: Value, new: Value) -> Value:
 _REGISTRY: Final = Registry()
 count: Final = _REGISTRY.count
 gauge: Final = _REGISTRY.gauge
+gauges: Final = _REGISTRY.gauges
 observe: Final = _REGISTRY.observe
 snapshot: Final = _REGISTRY.snapshot
+clear: Final = _REGISTRY.clear

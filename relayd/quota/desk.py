@@ -25,6 +25,7 @@ import structlog
 from relayd.cache import frames
 from relayd.cache.server import Connection, Handler, Request
 from relayd.clock import SYSTEM, Clock
+from relayd.observe import metrics
 from relayd.quota.table import (
     Ask,
     Claim,
@@ -98,6 +99,23 @@ class SlotDesk:
         """Return the mailboxes in use for `status`, at most 500."""
         use = self._table.use(self._clock.monotonic())
         return [_shown(one) for one in use[:_MOST_SHOWN]]
+
+    def gauge(self) -> None:
+        """Set how much each mailbox uses of what it may send.
+
+        messages_per_minute: of the last minute; concurrency: sends under way.
+        """
+        used: dict[tuple[str, ...], float] = {}
+        for one in self._table.use(self._clock.monotonic()):
+            name = one.mailbox.mailbox
+            limits = (
+                ("messages_per_minute", one.sent, one.per_minute),
+                ("concurrency", one.held, one.capacity),
+            )
+            for limit, now, allowed in limits:
+                if allowed > 0:
+                    used[name, limit] = max(used.get((name, limit), 0.0), now / allowed)
+        metrics.gauges("relayd_quota_used_ratio", used)
 
     def _acquire(self, request: Request) -> None:
         payload, now = request.payload, self._clock.monotonic()

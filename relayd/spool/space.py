@@ -65,10 +65,11 @@ class Space:
         self, folder: str, *, min_free_bytes: int, max_message_bytes: int, clock: Clock
     ) -> None:
         self._folder = folder
-        self._floor = min_free_bytes + max_message_bytes * 3 // 2
+        self.floor_bytes = min_free_bytes + max_message_bytes * 3 // 2
         self._clock = clock
         self._looked_at = float("-inf")
         self.free_bytes = 0
+        self.is_read_only = False
         self._free_inodes: int | None = None
 
     def check(self, priority: int) -> None:
@@ -78,14 +79,14 @@ class Space:
             self._look()
             self._looked_at = now
         factor = _FACTORS.get(priority, 1.0)
-        if self.free_bytes < self._floor * factor:
-            raise SpoolFull(
-                f"{self._folder}: {self.free_bytes} octets free, {int(self._floor * factor)} wanted"
-            )
+        wanted = int(self.floor_bytes * factor)
+        if self.free_bytes < wanted:
+            raise SpoolFull(f"{self._folder}: {self.free_bytes} octets free, {wanted} wanted")
         if self._free_inodes is not None and self._free_inodes < _FREE_INODES * factor:
             raise SpoolFull(f"{self._folder}: {self._free_inodes} inodes free")
 
     def _look(self) -> None:
         found = os.statvfs(self._folder)
         self.free_bytes = found.f_bavail * found.f_frsize
+        self.is_read_only = bool(found.f_flag & os.ST_RDONLY)
         self._free_inodes = found.f_favail if found.f_files else None

@@ -1,7 +1,8 @@
 r"""Tiny children and a tiny checker, so that the master is tested without gevent and SQLite.
 
 The configuration file is JSON: {"hostname": …, "workers": n, "addresses": […], "graceful_s": s,
-"behaviour": …, "problems": […], "runtime_dir": …}. A worker greets each connection with
+"behaviour": …, "problems": […], "runtime_dir": …,
+"admin": "HOST:PORT"}. A worker greets each connection with
 "HOSTNAME PID NUMBER\n" and keeps it until the client closes. Behaviours (default_domain):
 
     die      exit 3 at birth          fail   say "failed", then exit 69
@@ -20,7 +21,7 @@ import time
 from pathlib import Path
 
 from relayd.config import codec
-from relayd.config.model import Config, Limits, Listener, Server, Spool, Upstream
+from relayd.config.model import Admin, Config, Limits, Listener, Server, Spool, Upstream
 from relayd.master.channel import Channel, Packet
 from relayd.master.child import ChildContext
 from relayd.master.frames import Frame, done, encode
@@ -28,6 +29,7 @@ from relayd.master.frames import Frame, done, encode
 ENTRIES = {
     "worker": "tests.process.fake_child:worker",
     "cached": "tests.process.fake_child:cached",
+    "admin": "tests.process.fake_child:admin",
     "checker": "tests.process.fake_child:run_checker",
 }
 
@@ -68,6 +70,7 @@ def _config(path: str, wanted: dict[str, object]) -> Config:
         limits=Limits(max_connections=100),
         upstream=(Upstream(name="contoso"),),
         spool=Spool(url=f"sqlite://{folder}/spool/spool.db"),
+        admin=Admin(address=str(wanted.get("admin", ""))),
         source=path,
     )
 
@@ -128,6 +131,9 @@ class Fake:
     def _figures(self) -> Frame:
         if self.context.kind == "cached":
             return {"event": "status"}
+        if self.context.kind == "admin":
+            told: Frame = {"address": self.config.admin.address, "listening": True, "text": ""}
+            return {"event": "status", "admin": told}
         return {
             "event": "status",
             "connections": len(self.sessions),
@@ -135,6 +141,7 @@ class Fake:
             "oldest_s": 61.0,
             "counters": {"relayd_sessions_total": {"lan\tok": 1}},
             "upstreams": {"contoso": {"state": "up", "token_expires_s": 3000.0}},
+            "spool": {"ok": True, "text": ""},
         }
 
     def _greet(self, listener: socket.socket) -> None:
@@ -210,4 +217,8 @@ def worker(context: ChildContext) -> int:
 
 
 def cached(context: ChildContext) -> int:
+    return Fake(context).run()
+
+
+def admin(context: ChildContext) -> int:
     return Fake(context).run()

@@ -236,9 +236,16 @@ def test_the_folder_of_the_log_is_looked_at(folder: Path) -> None:
     assert "[log] file: /dev/null is no folder" in problem
 
 
-def test_a_page_that_comes_later_is_told(folder: Path) -> None:
-    (warning,) = host_warnings(put(folder, '[admin]\naddress = "127.0.0.1:9"'))
-    assert "nothing listens there yet" in warning
+@pytest.mark.parametrize("address", ["0.0.0.0:8025", "[::]:8025", "192.0.2.1:8025"])
+def test_metrics_that_others_can_read_are_told(folder: Path, address: str) -> None:
+    (warning,) = host_warnings(put(folder, f'[admin]\naddress = "{address}"'))
+    assert f"[admin] address: {address} can be asked" in warning
+    assert "without a login" in warning
+
+
+@pytest.mark.parametrize("address", ["", "127.0.0.1:9", "127.9.9.9:8025", "[::1]:8025"])
+def test_metrics_on_loopback_or_none_are_fine(folder: Path, address: str) -> None:
+    assert host_warnings(put(folder, f'[admin]\naddress = "{address}"')) == []
 
 
 LAN = """

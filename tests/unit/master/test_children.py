@@ -17,6 +17,7 @@ from relayd.master.children import give_birth
 from relayd.master.crew import Crew
 from relayd.master.settings import parse
 from relayd.master.sockets import Bound
+from relayd.observe import metrics
 
 PATIENCE_S = 20.0
 
@@ -38,6 +39,7 @@ def tell(context: ChildContext) -> int:
                 "listeners": names,
                 "entered": [context.pulse.enter("ups"), context.pulse.enter("ups")],
                 "title": Path("/proc/self/cmdline").read_text().rstrip("\0"),
+                "counted": len(metrics.snapshot()),
             }
         )
     return 4
@@ -47,6 +49,7 @@ def test_a_worker_knows_its_number_listeners_limits_and_configuration() -> None:
     octets = codec.dumps(Config(limits=Limits(max_connections=9, max_connections_per_device=1)))
     loaded = Loaded(parse(octets), sealed(octets))
     board = Board()
+    metrics.count("relayd_worker_restarts_total")  # by the master: not the child's to tell
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         crew = Crew("worker", 1, loaded, (Bound("lan", "x", listener),), 2)
@@ -72,6 +75,7 @@ def test_a_worker_knows_its_number_listeners_limits_and_configuration() -> None:
                 "listeners": [["lan", listener.getsockname()[1], False]],
                 "entered": [True, False],
                 "title": "relayd: worker 2",
+                "counted": 0,
             }
             assert board.connections(3) == 1
             board.clear(3)

@@ -62,3 +62,45 @@ def test_phases_and_patience_are_those_of_the_launch(master: Master) -> None:
     assert master.house.phase is Phase.STARTING
     assert master.house.timings is master.house.launch.timings
     assert master.house.graceful_s == 5.0
+
+
+def admins(master: Master) -> list[int]:
+    children = master.house.household.children()
+    return [child.pid for child in children if child.kind == "admin"]
+
+
+def a_reload(master: Master, **changes: object) -> None:
+    master.write(**changes)
+    generation = master.house.current.generation
+    master.arbiter._reload.ask()
+    master.until(lambda: master.house.current.generation > generation)
+
+
+def test_the_admin_process_comes_moves_and_goes_with_its_address(master: Master) -> None:
+    master.start()
+    assert (master.house.admin, admins(master)) == (None, [])
+    a_reload(master, admin="127.0.0.1:8025")
+    master.until(lambda: admins(master))
+    (first,) = admins(master)
+    a_reload(master, hostname="another")
+    assert admins(master) == [first]
+    a_reload(master, admin="127.0.0.1:8026")
+    master.until(lambda: admins(master) and admins(master) != [first])
+    crew = master.house.admin
+    assert crew is not None
+    assert crew.config.settings.admin == "127.0.0.1:8026"
+    a_reload(master, admin="")
+    master.until(lambda: not admins(master))
+    assert master.house.admin is None
+    master.until(lambda: crew not in master.house.household.crews)
+
+
+def test_new_code_gets_a_new_admin_process(master: Master) -> None:
+    master.write(admin="127.0.0.1:8025")
+    master.start()
+    a_reload(master)
+    master.until(lambda: admins(master))
+    before = admins(master)
+    master.arbiter._reload.replaces_cached = True
+    a_reload(master)
+    master.until(lambda: admins(master) and admins(master) != before)

@@ -182,3 +182,53 @@ def test_the_last_troubles_are_kept_and_the_oldest_forgotten() -> None:
     assert len(shown) == 20
     assert shown[-1] == {"at": "2026-11-20T10:00:00.000Z", "event": "child.died", "text": "29"}
     assert troubles.last() == "; last trouble: 29"
+
+
+def test_the_gauges_of_a_worker_that_goes_are_not_believed_while_others_serve(
+    household: Household,
+) -> None:
+    crew = a_crew()
+    name = "relayd_credential_expiry_timestamp_seconds"
+    sent = "relayd_messages_sent_total"
+    old = a_worker(crew, 1, counters={name: {"a": 100.0}, sent: {"x": 1}})
+    household.crews = [crew]
+    totals: Any = report.totals(household)["metrics"]
+    assert totals[name] == {"a": 100.0}
+    old.life = Life.DRAINING
+    a_worker(crew, 2, counters={name: {"a": 200.0}, sent: {"x": 1}})
+    totals = report.totals(household)["metrics"]
+    assert totals[name] == {"a": 200.0}
+    assert totals[sent]["x"] == 2
+
+
+def test_the_spool_is_as_the_worker_sees_it_that_fares_worst(household: Household) -> None:
+    clock = FakeClock()
+    crew = a_crew(3)
+    household.crews = [crew]
+    assert report.status(household, crew, {}, clock=clock)["spool"] is None
+    good: Frame = {"ok": True, "text": ""}
+    bad: Frame = {"ok": False, "text": "disk full"}
+    for number, told in enumerate((good, bad, good), 1):
+        a_worker(crew, number, spool=told).heard_at = clock.monotonic()
+    a_worker(crew, 4, spool=bad).life = Life.DRAINING
+    assert report.status(household, crew, {}, clock=clock)["spool"] == bad
+    for child in crew.children():
+        child.figures = {"spool": good}
+    assert report.status(household, crew, {}, clock=clock)["spool"] == good
+    clock.advance(16)
+    silent = report.status(household, crew, {}, clock=clock)["spool"]
+    assert silent == {"ok": False, "text": "worker 1 told nothing for 16 s"}
+
+
+def test_why_nobody_can_ask_for_metrics_is_a_warning(household: Household) -> None:
+    crew = Crew("admin", 1, LOADED, (), 1)
+    household.crews = [crew]
+    assert report.status(household, a_crew(), {})["admin"] is None
+    child = a_worker(a_crew(), 1, admin={"address": "127.0.0.1:1", "text": "another has it"})
+    child.kind, child.number = "admin", 0
+    crew.adopt(child)
+    shown: Any = report.status(household, a_crew(), {})["admin"]
+    assert shown["address"] == "127.0.0.1:1"
+    assert report.admin_troubles(household) == ["[admin] no metrics: another has it"]
+    child.figures = {"admin": {"address": "127.0.0.1:1", "listening": True, "text": ""}}
+    assert report.admin_troubles(household) == []

@@ -190,3 +190,44 @@ def test_metrics_are_lean_enough_for_the_master() -> None:
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, check=True)
     assert done.stdout.strip() == b"set()"
+
+
+def test_all_series_of_a_gauge_are_set_at_once_and_those_gone_are_forgotten() -> None:
+    registry = Registry()
+    registry.gauges("relayd_upstream_up", {("contoso",): 1, ("fab\trikam",): 0})
+    assert registry.snapshot() == {"relayd_upstream_up": {"contoso": 1, "fab rikam": 0}}
+    registry.gauges("relayd_upstream_up", {("contoso",): 0})
+    assert registry.snapshot() == {"relayd_upstream_up": {"contoso": 0}}
+
+
+def test_gauges_past_the_limit_are_folded_as_those_of_processes_are() -> None:
+    registry = Registry()
+    registry.gauges("relayd_upstream_up", {(f"u{n}",): float(n != 230) for n in range(250)})
+    series = registry.snapshot()["relayd_upstream_up"]
+    assert len(series) == MAX_SERIES
+    assert series[OTHER] == 0
+    assert series["u0"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("relayd_nothing", ("a",)),
+        ("relayd_messages_sent_total", ("a",)),
+        ("relayd_upstream_up", ("a", "b")),
+    ],
+)
+def test_gauges_of_another_kind_or_with_other_labels_are_a_bug(
+    name: str, labels: tuple[str, ...]
+) -> None:
+    with pytest.raises(ValueError, match=name):
+        Registry().gauges(name, {labels: 1})
+
+
+def test_a_registry_that_was_cleared_counts_from_nothing() -> None:
+    registry = Registry()
+    registry.count("relayd_messages_sent_total", 7, upstream="contoso")
+    registry.clear()
+    assert registry.snapshot() == {}
+    registry.count("relayd_messages_sent_total", upstream="contoso")
+    assert registry.snapshot() == {"relayd_messages_sent_total": {"contoso": 1}}

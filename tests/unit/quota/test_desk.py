@@ -12,6 +12,7 @@ from relayd.cache import frames
 from relayd.cache.client import Client
 from relayd.cache.frames import Payload, Refused
 from relayd.cache.server import Server
+from relayd.observe import metrics
 from relayd.quota.desk import SlotDesk
 from tests.cache_loop import Turning
 
@@ -155,6 +156,17 @@ def test_the_status_counts(house: House) -> None:
             "sent_last_minute": 5,
         }
     ]
+
+
+def test_what_is_used_of_a_mailbox_is_a_gauge(house: House) -> None:
+    wanted = wish(1, per_minute=30, capacity=4)
+    house.client().call("slot.acquire", wanted, timeout_s=10)
+    other = wish(2, per_minute=10, upstream="another", capacity=2)
+    house.client().call("slot.acquire", other, timeout_s=10)
+    house.desk.gauge()
+    used = metrics.snapshot()["relayd_quota_used_ratio"]
+    assert used["a@contoso.com\tconcurrency"] == 0.5
+    assert used["a@contoso.com\tmessages_per_minute"] == pytest.approx(5 / 30)
 
 
 def test_a_released_slot_goes_to_whoever_waits(house: House) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,18 @@ def test_the_disk_is_looked_at_once_a_second_at_most(tmp_path: Path) -> None:
     clock.advance(1)
     with pytest.raises(FileNotFoundError):
         space.check(1)
+
+
+def test_a_file_system_that_was_mounted_anew_read_only_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    space = Space(str(tmp_path), min_free_bytes=0, max_message_bytes=0, clock=clock)
+    space.check(1)
+    assert not space.is_read_only
+    found = list(os.statvfs(tmp_path))
+    found[8] |= os.ST_RDONLY
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(found))
+    clock.advance(2)
+    space.check(1)
+    assert space.is_read_only

@@ -1,0 +1,1 @@
+"""The admin process: /metrics, /healthz and /readyz over HTTP; mail never waits for it."""
