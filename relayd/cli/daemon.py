@@ -1,4 +1,4 @@
-"""run, check, status, reload, stop, version: the daemon itself, from the command line.
+"""run, check, reload, stop, version: the daemon itself, from the command line.
 
 All but `run` and `check` only talk to control.sock, so they start fast and work for members
 of group relayd-admin, who need not be able to read the configuration. A configuration that is
@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from relayd import __version__
 from relayd.cli import main as command_line
 from relayd.cli import terminal
+from relayd.cli.answers import list_of
 from relayd.config.model import Server
 from relayd.master import client
 from relayd.master.client import NotRunning
@@ -25,8 +25,6 @@ from relayd.master.frames import Frame, Json
 ANSWER_WITHIN_S: Final = 10.0
 RELOAD_WITHIN_S: Final = 600.0
 STOP_WITHIN_S: Final = 900.0
-_WATCH_EVERY_S: Final = 2.0
-_SILENT_S: Final = 10.0
 
 
 def ask(
@@ -118,7 +116,7 @@ def _reply(options: argparse.Namespace, request: Frame, timeout_s: float) -> dic
 def _refusal(reply: Mapping[str, Json]) -> int:
     """Print a refusal and return the exit code it names."""
     terminal.complain(str(reply.get("error", "refused")))
-    for problem in _list(reply.get("problems")):
+    for problem in list_of(reply.get("problems")):
         print(f"  {terminal.safe(str(problem))}", file=sys.stderr)
     return _exit_code(reply)
 
@@ -174,7 +172,8 @@ def add_check(parser: argparse.ArgumentParser) -> None:
         "  relayd check\n"
         "  relayd check --config /etc/relayd/relayd.toml.new && echo fine\n"
         "  relayd --json check | jq .problems\n\n"
-        "exit: 0 it can be used (warnings allowed), 78 it cannot"
+        "exit: 0 it can be used (warnings allowed), 78 it cannot,\n"
+        "      75 --preflight: it can, but only after a restart"
     )
     parser.set_defaults(act=check)
 
@@ -187,13 +186,17 @@ def check(options: argparse.Namespace) -> int:
     problems: Sequence[str] = ()
     warnings: Sequence[str] = ()
     try:
-        warnings = whole_check(options.config).warnings
+        checked = whole_check(options.config)
+        warnings = checked.warnings
+        why = "" if options.preflight is None else needs_restart(checked.config, options.preflight)
+        if why:
+            problems, code = [why], command_line.TEMPORARY
     except ConfigError as error:
         problems = error.problems
     if options.json:
         answer = {"ok": not problems, "problems": list(problems), "warnings": list(warnings)}
         terminal.print_json(answer)
-        return command_line.CONFIG if problems else command_line.OK
+        return code if problems else command_line.OK
     for problem in problems:
         print(f"{terminal.paint('error', 'red')}    {terminal.safe(problem)}")
     for warning in warnings:
@@ -201,154 +204,9 @@ def check(options: argparse.Namespace) -> int:
     if problems:
         count = len(problems)
         print(f"{count} problem{'s' if count > 1 else ''}: {options.config} cannot be used")
-        return command_line.CONFIG
+        return code
     print(f"{terminal.paint('ok', 'green')}       {options.config} can be used")
     return command_line.OK
-
-
-# -- status ------------------------------------------------------------------------------
-
-
-def add_status(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `status`."""
-    parser.add_argument("--watch", action="store_true", help="show it again every 2 s")
-    parser.epilog = (
-        "examples:\n"
-        "  relayd status\n"
-        "  relayd status --watch\n"
-        "  relayd --json status | jq .queue\n\n"
-        "exit: 0 running, 69 not running"
-    )
-    parser.set_defaults(act=status)
-
-
-def status(options: argparse.Namespace) -> int:
-    """Show what runs, what waits and what went wrong."""
-    while True:
-        answer = ask(options, {"command": "status"})
-        if options.json:
-            terminal.print_json(answer)
-        else:
-            if options.watch and sys.stdout.isatty():
-                print("\033[H\033[J", end="")
-            print("\n".join(status_lines(answer)))
-        if not options.watch:
-            return command_line.OK
-        sys.stdout.flush()
-        time.sleep(_WATCH_EVERY_S)
-
-
-def status_lines(answer: Frame) -> list[str]:
-    """Return the status for people."""
-    lines = [_headline(answer), ""]
-    lines += terminal.table(
-        (_process_row(row) for row in _rows(answer.get("processes"))),
-        ("PROCESS", "PID", "STATE", "UP", "CONNECTIONS"),
-    ).splitlines()
-    lines += ["", *_listener_lines(answer)]
-    lines += ["", *_queue_lines(answer)]
-    lines += ["", *_upstream_lines(answer)]
-    for heading, key in (("warnings", "warnings"), ("last errors", "errors")):
-        found = _list(answer.get(key))
-        if found:
-            lines += ["", heading]
-            lines += [f"  {_trouble(one)}" for one in found[-10:]]
-    return lines
-
-
-def _headline(answer: Frame) -> str:
-    state = str(answer.get("state", "?"))
-    colour = "green" if state == "running" else "yellow"
-    up = terminal.duration(_number(answer.get("up_s")))
-    text = f"relayd {answer.get('version')}, {terminal.paint(state, colour)}, up {up}, "
-    text += f"pid {answer.get('pid')}, {answer.get('config')}"
-    last = answer.get("reload")
-    if isinstance(last, Mapping) and last.get("result") == "refused":
-        text += "\n" + terminal.paint("the last reload was refused:", "red")
-        text += "".join(f"\n  {terminal.safe(str(p))}" for p in _list(last.get("problems")))
-    return text
-
-
-def _process_row(row: Frame) -> Sequence[str]:
-    name = str(row.get("kind"))
-    if name == "worker":
-        name += f" {row.get('number')}"
-    state = str(row.get("state"))
-    silent_s = _number(row.get("silent_s"))
-    if silent_s > _SILENT_S:
-        state += f", silent for {terminal.duration(silent_s)}"
-    return (
-        name,
-        str(row.get("pid")),
-        state,
-        terminal.duration(_number(row.get("up_s"))),
-        str(row.get("connections", "")),
-    )
-
-
-def _listener_lines(answer: Frame) -> list[str]:
-    rows = _rows(answer.get("listeners"))
-    if not rows:
-        return [terminal.paint("no listener: nobody can send", "red")]
-    cells = [(str(r.get("name")), str(r.get("address")), str(r.get("origin"))) for r in rows]
-    return terminal.table(cells, ("LISTENER", "ADDRESS", "OPENED BY")).splitlines()
-
-
-def _queue_lines(answer: Frame) -> list[str]:
-    queue = answer.get("queue")
-    if not isinstance(queue, Mapping):
-        return ["queue      not known yet"]
-    counts = ", ".join(f"{count} {state}" for state, count in queue.items() if count)
-    lines = [f"queue      {counts or 'empty'}"]
-    oldest = answer.get("oldest_s")
-    if isinstance(oldest, int | float) and oldest > 0:
-        lines.append(f"oldest     {terminal.duration(oldest)}")
-    return lines
-
-
-def _upstream_lines(answer: Frame) -> list[str]:
-    upstreams = answer.get("upstreams")
-    if not answer.get("upstreams_configured"):
-        return ["no upstream yet: add [upstream.NAME] to the configuration, then `relayd reload`"]
-    if not isinstance(upstreams, Mapping) or not upstreams:
-        return ["upstreams  not known yet"]
-    rows = [_upstream_row(name, row) for name, row in sorted(upstreams.items())]
-    lines = terminal.table(rows, ("UPSTREAM", "STATE", "TOKEN", "HELD")).splitlines()
-    for _, row in sorted(upstreams.items()):
-        for key in ("why", "do"):
-            words = row.get(key) if isinstance(row, Mapping) else None
-            if words:
-                lines.append(f"  {key:4}{terminal.safe(str(words))}")
-    return lines
-
-
-def _upstream_row(name: str, row: Json) -> Sequence[str]:
-    if not isinstance(row, Mapping):
-        return (name, terminal.safe(str(row)), "", "")
-    expires_s = row.get("token_expires_s")
-    token = ""
-    if isinstance(expires_s, int | float):
-        left = terminal.duration(max(0.0, expires_s))
-        token = f"good for {left}" if expires_s > 0 else "expired"
-    state = str(row.get("state", ""))
-    cause = row.get("cause") or row.get("reason")
-    held = row.get("held")
-    if isinstance(held, Mapping):
-        shown = ", ".join(f"{count} ({why})" for why, count in held.items())
-    else:
-        shown = str(held or "")
-    messages = row.get("held_messages")
-    if messages:
-        shown = f"{messages} message{'' if messages == 1 else 's'}" + (
-            f": {shown}" if shown else ""
-        )
-    return (name, f"{state}: {cause}" if cause else state, token, shown)
-
-
-def _trouble(one: Json) -> str:
-    if isinstance(one, Mapping):
-        return terminal.safe(f"{one.get('at')}  {one.get('event')}  {one.get('text')}")
-    return terminal.safe(str(one))
 
 
 # -- reload, stop, version ---------------------------------------------------------------
@@ -419,21 +277,6 @@ def version(options: argparse.Namespace) -> int:
     return command_line.OK
 
 
-# -- reading answers ---------------------------------------------------------------------
-
-
 def _exit_code(reply: Mapping[str, Json]) -> int:
     code = reply.get("exit")
     return code if isinstance(code, int) else command_line.FAILED
-
-
-def _list(value: Json) -> list[Json]:
-    return list(value) if isinstance(value, list | tuple) else []
-
-
-def _rows(value: Json) -> list[Frame]:
-    return [row for row in _list(value) if isinstance(row, Mapping)]
-
-
-def _number(value: Json) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0

@@ -10,8 +10,7 @@ of at most 64 KiB, with descriptors as SCM_RIGHTS where said.
                                  "counters": {…cumulative snapshot…}, "upstreams": {…},
                                  "spool": {"ok": b, "text": …}}
                         admin:  {"admin": {"address": …, "listening": b, "text": …}, …}
-                     {"event": "callers", "rows": […]} what is new of each peer (serve.callers)
-                     {"event": "errors", "rows": […]} errors logged since (observe.recent)
+                     {"event": "callers" or "errors", "rows": […]}  news (serve.callers, observe.recent)
     master -> child  {"do": "drain"}                  graceful stop; then exit 0
                      {"do": "reclaim", "pid": n}      a worker died: take back its leases
                      {"do": "control", "request": {…}, "peer": {"uid": n, "pid": n}} + 1 fd:
