@@ -167,6 +167,12 @@ def run(options: argparse.Namespace) -> int:
 
 def add_check(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `check`."""
+    parser.add_argument(
+        "--preflight",
+        metavar="FORM",
+        type=int,
+        help="also whether this relayd can go on for one that runs; `relayd upgrade` asks",
+    )
     parser.epilog = (
         "examples:\n"
         "  relayd check\n"
@@ -181,10 +187,12 @@ def add_check(parser: argparse.ArgumentParser) -> None:
 def check(options: argparse.Namespace) -> int:
     """Print every problem and warning of the configuration."""
     from relayd.check import check as whole_check  # noqa: PLC0415  imports every room
+    from relayd.check import needs_restart  # noqa: PLC0415
     from relayd.errors import ConfigError  # noqa: PLC0415
 
     problems: Sequence[str] = ()
     warnings: Sequence[str] = ()
+    code = command_line.CONFIG
     try:
         checked = whole_check(options.config)
         warnings = checked.warnings

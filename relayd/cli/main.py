@@ -66,6 +66,12 @@ COMMANDS: Final = (
     Command(
         "stop", "relayd.cli.daemon", "finish what is under way, then stop; wait for it", "the relay"
     ),
+    Command(
+        "upgrade",
+        "relayd.cli.upgrade",
+        "become the code on disk; no connection is refused",
+        "the relay",
+    ),
     Command("version", "relayd.cli.daemon", "show the version", "the relay"),
     Command(
         "queue", "relayd.cli.queue", "list, show, trace, retry, hold, release, delete mail", "mail"
