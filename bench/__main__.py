@@ -29,6 +29,7 @@ from bench.process import (
     wait_for_port,
 )
 from bench.relay import relay
+from tests.sandbox_process import start_sandbox
 
 AUTH_USER = """
 [[user]]
@@ -265,6 +266,48 @@ def latency(bench: Bench) -> None:
     )
 
 
+def rated_load(bench: Bench) -> None:
+    """The same at the load a site has: 200 clients, each with a message every two seconds; ms."""
+    row = "dot to 250, Graph 300 ms, 100/s"
+    with relay(bench.place(), bench.graph, mailbox="slow@b.test", concurrency=50) as ours:
+        bench.drive(ours.port, 10, 100)
+        figures = bench.drive(ours.port, 200, 2000, "--every", "2")
+    bench.report(
+        row,
+        "relayd (200 clients)",
+        p50=figures["p50"],
+        p99=figures["p99"],
+        max=figures["max"],
+        refused=figures["refused"],
+    )
+
+
+def pacing(bench: Bench) -> None:
+    """1,000 messages to one mailbox that takes 500 a minute, 4 at once: time, and 429s.
+
+    Exchange takes 30 a minute; the shape is the same, and nobody waits half an hour for a row.
+    The shortest possible time: 500 at once, a whole window, the other 500 at once.
+    """
+    with start_sandbox(bench.place(), mailboxes=("a@b.test",)) as sandbox:
+        sandbox.client.knobs(
+            requests_per_window=500, requests_window_s=60.0, octets_per_window=0,
+            recipients_per_day=0,
+        )  # fmt: skip
+        way_out = sandbox.upstream_toml(messages_per_minute=500, allowed_senders=["*@b.test"])
+        with relay(bench.place(), way_out) as ours:
+            began = time.monotonic()
+            bench.drive(ours.port, 20, 1000)
+            sandbox.client.wait_for_deliveries(1000, seconds=300)
+            took = time.monotonic() - began
+            throttled = sandbox.client.counts()["mailboxes"]["a@b.test"]["throttled"]
+    bench.report(
+        "1,000 messages at 500 a minute",
+        "relayd",
+        of_the_shortest=round(took / 60.0, 3),
+        answers_429=throttled,
+    )
+
+
 def banner(bench: Bench) -> None:
     """Connect to banner and dot to 250, idle and while Graph takes 30 s for everything; ms."""
     for name, slow_s, mailbox in (("idle", 0.3, "a@b.test"), ("Graph 30 s", 30, "slow@b.test")):
@@ -337,6 +380,8 @@ ROWS: tuple[Callable[[Bench], None], ...] = (
     accept,
     new_and_auth,
     latency,
+    rated_load,
+    pacing,
     banner,
     memory,
     tokens,

@@ -1,10 +1,11 @@
 """An SMTP client for load: many clients in one process, times from final dot to reply.
 
-    python -m bench.driver PORT CLIENTS MESSAGES BYTES [--new] [--auth USER:PASSWORD] [--hold S]
+    python -m bench.driver PORT CLIENTS MESSAGES BYTES
+        [--new] [--auth USER:PASSWORD] [--hold S] [--every S]
 
 Prints one JSON object: seconds, accepted, refused, and latency in ms (p50, p99, max, final dot
 to reply; with --new also the whole session from connect). --hold opens CLIENTS idle connections
-after EHLO, prints "held", waits S seconds and leaves.
+after EHLO, prints "held", waits S seconds and leaves. --every: a client begins a message so often.
 """
 
 from gevent import monkey
@@ -93,11 +94,15 @@ class Load:
         line = b"0123456789" * 7 + b"\r\n"
         self.content = head + line * max(1, (options.bytes - len(head)) // len(line))
 
-    def run_client(self) -> None:
+    def run_client(self, number: int) -> None:
         """Send until the common count is used up."""
         options, client = self.options, None
+        due = time.perf_counter() + options.every * number / options.clients
         while self.left > 0:
             self.left -= 1
+            if options.every:
+                Event().wait(max(0.0, due - time.perf_counter()))
+                due += options.every
             began = time.perf_counter()
             try:
                 if client is None:
@@ -140,13 +145,14 @@ def main() -> None:
     parser.add_argument("--new", action="store_true")
     parser.add_argument("--auth", default="")
     parser.add_argument("--hold", type=float, default=0)
+    parser.add_argument("--every", type=float, default=0)
     options = parser.parse_args()
     if options.hold:
         hold(options)
         return
     load = Load(options)
     began = time.perf_counter()
-    gevent.joinall([gevent.spawn(load.run_client) for _ in range(options.clients)])
+    gevent.joinall([gevent.spawn(load.run_client, number) for number in range(options.clients)])
     figures = {
         "seconds": round(time.perf_counter() - began, 3),
         "accepted": len(load.dots),

@@ -37,6 +37,22 @@ min_free_disk = "16MiB"
 [spool]
 url = "sqlite:///{folder}/spool/spool.db"
 
+{way_out}
+
+[[device]]
+name = "lan"
+networks = ["127.0.0.1/32"]
+allow_to = ["*"]
+default_from = "{mailbox}"
+
+[log]
+level = "info"
+format = "logfmt"
+file = "{folder}/relayd.log"
+{more}
+"""
+
+_WAY_OUT = """
 [cloud.bench]
 authority = "https://127.0.0.1:{graph}"
 graph = "https://127.0.0.1:{graph}/v1.0"
@@ -51,18 +67,6 @@ mailbox = "{mailbox}"
 messages_per_minute = 0
 concurrency = {concurrency}
 {upstream}
-
-[[device]]
-name = "lan"
-networks = ["127.0.0.1/32"]
-allow_to = ["*"]
-default_from = "{mailbox}"
-
-[log]
-level = "info"
-format = "logfmt"
-file = "{folder}/relayd.log"
-{more}
 """
 
 
@@ -82,7 +86,7 @@ class Relay:
 @contextlib.contextmanager
 def relay(
     folder: Path,
-    graph: Endpoint,
+    graph: Endpoint | str,
     *,
     mailbox: str = "a@b.test",
     concurrency: int = 32,
@@ -91,21 +95,27 @@ def relay(
     upstream: str = "",
     more: str = "",
 ) -> Iterator[Relay]:
-    """Run relayd while the block lasts."""
+    """Run relayd while the block lasts. graph: the fast endpoint, or [cloud] and [upstream]."""
     folder.mkdir(parents=True)
+    way_out = graph
+    if isinstance(graph, Endpoint):
+        way_out = _WAY_OUT.format(
+            graph=graph.port,
+            ca_file=graph.ca_file,
+            mailbox=mailbox,
+            concurrency=concurrency,
+            upstream=upstream,
+        )
     port = free_port()
     path = folder / "relayd.toml"
     path.write_text(
         _CONFIG.format(
             folder=folder,
             port=port,
-            graph=graph.port,
-            ca_file=graph.ca_file,
             mailbox=mailbox,
-            concurrency=concurrency,
             workers=workers,
             limits=limits,
-            upstream=upstream,
+            way_out=way_out,
             more=more,
         )
     )
