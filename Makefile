@@ -7,7 +7,7 @@ BIN := .venv/bin
 # The environment of a proxy or a test machine must not reach the product (http.trust_env is off).
 unexport REQUESTS_CA_BUNDLE CURL_CA_BUNDLE SSL_CERT_FILE SSL_CERT_DIR
 
-.PHONY: help setup demo run test check fmt fmt-check lint types arch unit cover bench deb clean
+.PHONY: help setup demo run test check fmt fmt-check lint types arch unit cover bench deb deb-check repo clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -65,6 +65,12 @@ bench: setup  ## measure against Postfix, aiosmtpd and a bare loop, side by side
 
 deb:  ## build the Debian packages into dist/ (VERSION=0.2.0~test1 names another version)
 	@VERSION='$(VERSION)' REV='$(REV)' sh tools/deb.sh dist
+
+deb-check:  ## look hard at the packages: lintian, piuparts, autopkgtest, two builds (minutes)
+	@sh tools/deb_check.sh
+
+repo: deb  ## make dist/repo, a signed apt repository (URL=, KEY=)
+	@URL='$(URL)' KEY='$(KEY)' sh tools/repo.sh dist dist/repo
 
 clean:  ## remove what was made
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

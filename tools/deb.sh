@@ -37,7 +37,7 @@ mkdir "$tree"
 if [ -n "${REV:-}" ]; then
     git archive "$REV" | tar -x -C "$tree"
 elif git rev-parse --git-dir >/dev/null 2>&1; then
-    git ls-files -z --cached --others --exclude-standard | xargs -0 sh -c 'for f; do [ -f "$f" ] && printf "%s\0" "$f"; done' sh \
+    git ls-files -z | xargs -0 sh -c 'for f; do [ -f "$f" ] && printf "%s\0" "$f"; done' sh \
         | tar --null -T - -c | tar -x -C "$tree"
 else
     tar --exclude=./.venv --exclude=./dist --exclude=./build -c . | tar -x -C "$tree"
