@@ -4,7 +4,8 @@
 
 Signals only write a number into a pipe; they are acted upon here, in order. Children are
 household.py's, a changed configuration is reload.py's, new code reexec.py's. Starting: cached
-first, then the workers. Stopping: the workers first, because they need tokens to finish.
+first, then the workers, then admin. Stopping: the workers first, because they need tokens to
+finish.
 
 Source: signal(7); sd_notify(3).
 """
@@ -81,7 +82,7 @@ class Arbiter:
             started_at=clock.monotonic(),
         )
         self._reload = Reload(self.house)
-        self._reexec = Reexec(self.house)
+        self._reexec = Reexec(self.house, self._reload.waiting)
         self._commands = Commands(self)
         self._stop_askers: list[Client] = []
         self._head_start_until = math.inf
@@ -196,6 +197,7 @@ class Arbiter:
             house.log.warning("cached.late", reason="workers start without it")
         self._head_start_until = math.inf
         house.household.crews.append(house.current)
+        house.place_admin(house.current.config)
 
     def resume(self, crews: list[Crew], state: upgrade.Resumed) -> None:
         """Go on where the master before the re-exec stopped; then reload onto new code."""
@@ -209,11 +211,20 @@ class Arbiter:
         house.started_at = state.started_at
         house.current = [c for c in crews if c.kind == "worker" and not c.is_leaving][-1]
         house.cached = next(crew for crew in crews if crew.kind == "cached")
+        staying = (crew for crew in crews if crew.kind == "admin" and not crew.is_leaving)
+        house.admin = next(staying, None)
         house.phase = Phase.RUNNING
+        for crew in crews:
+            if crew.kind not in upgrade.KINDS:
+                household.drain(crew.children(), house.now() + house.graceful_s)
+        self._reexec.resumed(map(house.control.adopt, state.upgrade_clients), state.was)
         self._reload.replaces_cached = True
+        self._reload.on_end = self._reexec.tell
         self._reload.ask()
+        for sock in state.reload_clients:
+            self._reload.ask(house.control.adopt(sock))
         house.notifier.ready()
-        house.log.info("upgrade.done", version=__version__, pid=os.getpid())
+        house.log.info("upgrade.done", version=__version__, was=state.was, pid=os.getpid())
 
     def _hear(self, news: News) -> None:
         """Take note of what became of a child."""
@@ -255,7 +266,7 @@ class Arbiter:
 
     def _go_on_stopping(self, now: float) -> None:
         children = list(self.house.household.children())
-        if children and all(child.kind == "cached" for child in children):
+        if children and all(child.kind != "worker" for child in children):
             waiting = [c for c in children if c.life in (Life.STARTING, Life.READY)]
             self.house.household.drain(waiting, now + self.house.timings.fast_grace_s)
 
@@ -304,6 +315,10 @@ class Arbiter:
     def ask_reload(self, client: Client) -> None:
         """Reload, and answer `client` then."""
         self._reload.ask(client)
+
+    def ask_upgrade(self, client: Client) -> None:
+        """Become the code on disk, and answer `client` when its workers serve."""
+        self._reexec.ask(client)
 
     def ask_stop(self, client: Client, *, fast: bool) -> None:
         """Stop, and answer `client` then."""

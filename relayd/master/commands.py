@@ -35,6 +35,10 @@ class Loop(Protocol):
         """Reload, and answer `client` then."""
         ...
 
+    def ask_upgrade(self, client: Client) -> None:
+        """Become the code on disk, and answer `client` when its workers serve."""
+        ...
+
     def ask_stop(self, client: Client, *, fast: bool) -> None:
         """Stop, and answer `client` then."""
         ...
@@ -57,11 +61,11 @@ class Commands:
             "ping": self._ping,
             "status": self._status,
             "metrics": self._metrics,
+            "callers": self._callers,
             "reload": self._reload,
             "stop": self._stop,
             "reopen": self._reopen,
             "upgrade": self._upgrade,
-            "callers": self._callers,
             "workers": self._workers,
             "debug.modules": self._modules,
         }
@@ -90,7 +94,10 @@ class Commands:
             "config": house.launch.path,
             "runtime_dir": settings.runtime_dir,
             "reload": self._loop.last_reload(),
-            "warnings": list(house.current.config.warnings),
+            "warnings": [
+                *house.current.config.warnings,
+                *report.admin_troubles(house.household),
+            ],
             "upstreams_configured": settings.upstreams,
             "errors": report.errors(house.troubles, house.household),
             "log_lines_dropped": house.log.dropped,
@@ -100,6 +107,12 @@ class Commands:
     def _metrics(self, _client: Client, _request: Mapping[str, Json]) -> Frame:
         return done(report.totals(self._loop.house.household))
 
+    def _callers(self, _client: Client, request: Mapping[str, Json]) -> Frame:
+        house = self._loop.house
+        name, ip = (str(request.get(key) or "") for key in ("name", "ip"))
+        up_s = round(house.now() - house.started_at, 1)
+        return done({"up_s": up_s, "callers": house.household.callers.shown(name, ip)})
+
     def _reload(self, client: Client, _request: Mapping[str, Json]) -> Frame | None:
         if self._loop.house.phase is Phase.STOPPING:
             return refused("relayd is stopping", exit_code=UNAVAILABLE)
@@ -107,21 +120,17 @@ class Commands:
         return None
 
     def _stop(self, client: Client, request: Mapping[str, Json]) -> None:
-    def _callers(self, _client: Client, request: Mapping[str, Json]) -> Frame:
-        house = self._loop.house
-        name, ip = (str(request.get(key) or "") for key in ("name", "ip"))
-        up_s = round(house.now() - house.started_at, 1)
-        return done({"up_s": up_s, "callers": house.household.callers.shown(name, ip)})
-
         self._loop.ask_stop(client, fast=request.get("fast") is True)
 
     def _reopen(self, _client: Client, _request: Mapping[str, Json]) -> Frame:
         self._loop.act_on(signal.SIGUSR1)
         return done()
 
-    def _upgrade(self, _client: Client, _request: Mapping[str, Json]) -> Frame:
-        self._loop.act_on(signal.SIGUSR2)
-        return done({"pid": os.getpid()})
+    def _upgrade(self, client: Client, _request: Mapping[str, Json]) -> Frame | None:
+        if self._loop.house.phase is Phase.STOPPING:
+            return refused("relayd is stopping", exit_code=UNAVAILABLE)
+        self._loop.ask_upgrade(client)
+        return None
 
     def _workers(self, _client: Client, request: Mapping[str, Json]) -> Frame:
         match request.get("change"):

@@ -31,10 +31,13 @@ from relayd.master.frames import Decoder, Frame, Garbage, Json, encode, refused
 
 ADMIN_GROUP: Final = "relayd-admin"
 MOST_CLIENTS: Final = 64
+PAUSE_S: Final = 1.0
+"""For so long nobody is let in after the system refused a descriptor."""
 REQUEST_WITHIN_S: Final = 10.0
 REPLY_WITHIN_S: Final = 10.0
 LONGEST_PATH_BYTES: Final = 107
 
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _SO_PEERGROUPS: Final = 59
 _CREDENTIALS: Final = struct.Struct("3i")
 
@@ -77,11 +80,20 @@ class Control:
         self._clock = clock
         self._clients: set[Client] = set()
         self._admin_gid = admin_gid()
+        self._paused_until = float("-inf")
         selector.register(sock, selectors.EVENT_READ, self._accept)
 
     def closables(self) -> list[socket.socket]:
         """Return what a forked child must close."""
         return [self.sock, *(client.sock for client in self._clients)]
+
+    def adopt(self, sock: socket.socket) -> Client:
+        """Take in a client that asked, and was let in, before the re-exec."""
+        sock.setblocking(False)
+        client = Client(sock, Peer(0, 0), float("inf"))
+        client.has_asked = True
+        self._watch(client)
+        return client
 
     def reply(self, client: Client, frame: Frame) -> None:
         """Send the one reply and close when it is out; a client that left is no matter."""
@@ -108,10 +120,12 @@ class Control:
         return True
 
     def expire(self) -> None:
-        """Close the clients that ask nothing, or do not read their reply."""
+        """Close the clients that ask nothing, or do not read their reply; end a pause."""
         now = self._clock.monotonic()
         for client in [c for c in self._clients if c.deadline <= now]:
             self._drop(client)
+        if self._paused_until <= now and self.sock not in self._selector.get_map():
+            self._selector.register(self.sock, selectors.EVENT_READ, self._accept)
 
     def close(self, *, flush_s: float = 1.0) -> None:
         """Close everything; replies still on their way get `flush_s` altogether."""
@@ -129,17 +143,23 @@ class Control:
     def _accept(self, _events: int) -> None:
         try:
             sock, _ = self.sock.accept()
-        except OSError:
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                # Who waits stays readable: without a pause the loop would spin on him.
+                self._paused_until = self._clock.monotonic() + PAUSE_S
+                self._selector.unregister(self.sock)
             return
         peer = self._permitted(sock)
         if peer is None or len(self._clients) >= MOST_CLIENTS:
             sock.close()
             return
         sock.setblocking(False)
-        client = Client(sock, peer, self._clock.monotonic() + REQUEST_WITHIN_S)
+        self._watch(Client(sock, peer, self._clock.monotonic() + REQUEST_WITHIN_S))
+
+    def _watch(self, client: Client) -> None:
         self._clients.add(client)
         self._selector.register(
-            sock, selectors.EVENT_READ, lambda events: self._serve(client, events)
+            client.sock, selectors.EVENT_READ, lambda events: self._serve(client, events)
         )
 
     def _permitted(self, sock: socket.socket) -> Peer | None:

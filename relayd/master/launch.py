@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from relayd.master.children import ENTRIES
+from relayd.master.upgrade import VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +46,11 @@ class Launch:
 def of_this_process(path: str) -> Launch:
     """Return the launch of `relayd run`, as it was typed."""
     absolute = os.path.abspath(path)
+    # The very program that will be executed looks first, not one that `-m` finds elsewhere.
+    program = (sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])])
+    look = ("--json", "check", "--preflight", str(VERSION), "--config", absolute)
     return Launch(
         path=absolute,
         again=(sys.executable, *sys.orig_argv[1:]),
-        preflight=(sys.executable, "-m", "relayd", "check", "--config", absolute),
+        preflight=(*program, *look),
     )

@@ -16,6 +16,7 @@ import enum
 import math
 import os
 import signal
+from collections.abc import Callable
 
 from relayd.errors import ListenError
 from relayd.master import checker, sockets
@@ -52,8 +53,13 @@ class Reload:
         self._loaded: Loaded | None = None
         self._rising: Crew | None = None
         self._fresh: tuple[Bound, ...] = ()
+        self.on_end: Callable[[Frame], None] | None = None  # called once, with the reply
         self._askers: list[Client] = []
         self._next_askers: list[Client] = []
+
+    def waiting(self) -> list[Client]:
+        """Return who waits for a reload that has not begun."""
+        return list(self._next_askers)
 
     def ask(self, client: Client | None = None) -> None:
         """Reload as soon as the one under way, if any, is through; `client` hears the result."""
@@ -197,6 +203,7 @@ class Reload:
         # cached is told nothing: credentials and limits come with each question. Its
         # successor, one day, reads this configuration.
         house.cached.config = rising.config
+        house.place_admin(rising.config, anew=self.replaces_cached)
         _forget(old)
         house.log.configure(rising.config.settings.log)
         house.tell_warnings(rising.config)
@@ -246,6 +253,9 @@ class Reload:
         askers, self._askers = self._askers, []
         for client in askers:
             house.control.reply(client, reply)
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end(reply)
         if house.phase is Phase.RUNNING:
             house.notifier.ready()
 

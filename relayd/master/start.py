@@ -14,7 +14,7 @@ import os
 from typing import Final
 
 from relayd.errors import ConfigError
-from relayd.master import checker, control, sockets, upgrade
+from relayd.master import checker, control, pinned, sockets, upgrade
 from relayd.master.arbiter import Arbiter
 from relayd.master.board import Board
 from relayd.master.checker import Loaded, Rejected
@@ -32,9 +32,11 @@ PID_FILE: Final = "relayd.pid"
 def run(launch: Launch) -> int:
     """Be the master until told to stop; returns the exit code.
 
-    raises: ConfigError, ListenError - it cannot start; the texts say what to do.
+    raises: ConfigError, ListenError, HandoverUnreadable - it cannot start; the texts say what
+            to do.
     """
     set_title("relayd: master")
+    pinned.pin()
     notifier = Notifier(os.environ)
     resumed = upgrade.resume(os.environ)
     if resumed is not None:

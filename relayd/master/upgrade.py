@@ -7,6 +7,11 @@ new code must know stands as JSON in a memfd whose number is in RELAYD_UPGRADE; 
 lose CLOEXEC for the exec and get it back on the other side. Signals are blocked meanwhile:
 none is lost, and none kills code that has no handlers yet.
 
+The form of that JSON has a number. The old code tells it to the look (`relayd check --preflight
+FORM`), so that code which does not read it says so while everything still serves. Members that
+are not known are passed over, missing ones have a default; what cannot be read in spite of that
+ends the process with words, and the service manager starts it anew.
+
 SECURITY: the variable is believed only if the memfd says this very PID wrote it.
 Source: execve(2).
 """
@@ -23,18 +28,30 @@ from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from relayd.config.model import Log
+from relayd import __version__
+from relayd.config.model import Config, Log
+from relayd.errors import RelaydError
 from relayd.master import spawn
 from relayd.master.channel import Channel
 from relayd.master.checker import Loaded, read_all, sealed
 from relayd.master.crew import Child, Crew, Life
-from relayd.master.settings import Settings, parse
+from relayd.master.settings import Settings, parse, select
 from relayd.master.sockets import Bound
 from relayd.observe import metrics
 
 VARIABLE: Final = "RELAYD_UPGRADE"
 VERSION: Final = 1
-_LONGEST_OUTPUT: Final = 2000
+"""The form this code writes; one more when other code could not lead what it describes."""
+READS: Final = frozenset({1})
+"""The forms this code can take over from."""
+KINDS: Final = frozenset({"worker", "cached", "admin"})
+"""The crews this code leads; the children of others are told to go."""
+_LONGEST_OUTPUT: Final = 64 * 1024
+_LONGEST_TEXT: Final = 2000
+
+
+class HandoverUnreadable(RelaydError):
+    """The code before this one left something that this code cannot go on from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +61,25 @@ class Preflight:
     pid: int
     fd: int
 
-    def said(self) -> str:
-        """Return what it printed, bounded; call it once."""
+    def said(self) -> tuple[str, ...]:
+        """Return the problems it printed, bounded; call it once.
+
+        Those of `relayd --json check`; the last lines of anything else, a traceback for one.
+        """
         octets = read_all(self.fd)
         os.close(self.fd)
-        return octets[-_LONGEST_OUTPUT:].decode("utf-8", "replace").strip()
+        text = octets[-_LONGEST_OUTPUT:].decode("utf-8", "replace").strip()
+        problems = _problems(text) or tuple(text.splitlines()[-3:])
+        return tuple(one.strip()[:_LONGEST_TEXT] for one in problems[:20] if one.strip())
+
+
+def _problems(text: str) -> tuple[str, ...]:
+    """Return the problems in what `relayd --json check` printed; () in anything else."""
+    try:
+        found = json.loads(text[text.index("{") :])["problems"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ()
+    return tuple(str(one) for one in found) if isinstance(found, list) else ()
 
 
 def start_preflight(command: tuple[str, ...], mine: Iterable[spawn.Closable]) -> Preflight:
@@ -59,7 +90,10 @@ def start_preflight(command: tuple[str, ...], mine: Iterable[spawn.Closable]) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """All that the new code needs."""
+    """All that the new code needs.
+
+    upgrade_fds, reload_fds: clients of control.sock that wait for the end of it.
+    """
 
     serial: int
     crews: tuple[Crew, ...]
@@ -68,11 +102,16 @@ class State:
     retired: metrics.Snapshot
     unclaimed: tuple[int, ...]
     started_at: float
+    upgrade_fds: tuple[int, ...] = ()
+    reload_fds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resumed:
-    """What was found on the other side. crews hold their children and sockets again."""
+    """What was found on the other side. crews hold their children and sockets again.
+
+    was: the version of the code before this. The clients wait for the reload that follows.
+    """
 
     crews: list[Crew]
     serial: int
@@ -81,6 +120,9 @@ class Resumed:
     retired: metrics.Snapshot
     unclaimed: tuple[int, ...]
     started_at: float
+    was: str
+    upgrade_clients: tuple[socket.socket, ...]
+    reload_clients: tuple[socket.socket, ...]
 
 
 def replace(command: tuple[str, ...], state: State) -> None:
@@ -102,7 +144,7 @@ def replace(command: tuple[str, ...], state: State) -> None:
 
 
 def _descriptors(state: State) -> set[int]:
-    fds = {state.board_fd, state.control_fd}
+    fds = {state.board_fd, state.control_fd, *state.upgrade_fds, *state.reload_fds}
     for crew in state.crews:
         fds |= {one.fd for one in crew.listening if one.fd >= 0}
         fds |= {child.channel.fileno() for child in crew.children() if child.channel.fileno() >= 0}
@@ -115,6 +157,9 @@ def _encode(state: State) -> dict[str, object]:
     return {
         "v": VERSION,
         "pid": os.getpid(),
+        "relayd": __version__,
+        "upgrade_clients": list(state.upgrade_fds),
+        "reload_clients": list(state.reload_fds),
         "serial": state.serial,
         "started_at": state.started_at,
         "board": state.board_fd,
@@ -154,6 +199,7 @@ def _encode_crew(crew: Crew) -> dict[str, object]:
                 "born_at": child.born_at,
                 "life": child.life.value,
                 "deadline": None if math.isinf(child.deadline) else child.deadline,
+                "figures": child.figures,
             }
             for child in crew.children()
         ],
@@ -161,27 +207,55 @@ def _encode_crew(crew: Crew) -> dict[str, object]:
 
 
 def resume(environ: MutableMapping[str, str]) -> Resumed | None:
-    """Return what the code before this one left, or None when this is an ordinary start."""
+    """Return what the code before this one left, or None when this is an ordinary start.
+
+    raises: HandoverUnreadable - it left something else than this code reads.
+    """
     text = environ.pop(VARIABLE, "")
     if not text.isdigit():
         return None
     try:
         state: dict[str, Any] = json.loads(read_all(int(text)))
-        if state["v"] != VERSION or state["pid"] != os.getpid():
+        if state["pid"] != os.getpid():
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
     os.close(int(text))
-    crews = [_decode_crew(row) for row in state["crews"]]
+    was = str(state.get("relayd", "an older relayd"))
+    if state.get("v") not in READS:
+        raise HandoverUnreadable(objection(state.get("v"), was))
+    try:
+        return _resumed(state, was)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        words = f"{objection(state['v'], was)} ({type(error).__name__}: {error})"
+        raise HandoverUnreadable(words) from error
+
+
+def objection(form: object, was: str = "the running relayd") -> str:
+    """Return the words for a form of hand-over that this code does not read."""
+    return (
+        f"{was} hands over in form {form!r}, which relayd {__version__} cannot go on from; "
+        "it needs a restart: systemctl restart relayd"
+    )
+
+
+def _resumed(state: dict[str, Any], was: str) -> Resumed:
     return Resumed(
-        crews=crews,
+        crews=[_decode_crew(row) for row in state["crews"]],
         serial=state["serial"],
         board_fd=_cloexec(state["board"]),
         control=socket.socket(fileno=_cloexec(state["control"])),
-        retired=state["retired"],
-        unclaimed=tuple(state["unclaimed"]),
+        retired=state.get("retired", {}),
+        unclaimed=tuple(state.get("unclaimed", ())),
         started_at=state["started_at"],
+        was=was,
+        upgrade_clients=_clients(state.get("upgrade_clients", ())),
+        reload_clients=_clients(state.get("reload_clients", ())),
     )
+
+
+def _clients(fds: Iterable[int]) -> tuple[socket.socket, ...]:
+    return tuple(socket.socket(fileno=_cloexec(fd)) for fd in fds)
 
 
 def _cloexec(fd: int) -> int:
@@ -197,7 +271,7 @@ def _decode_crew(row: dict[str, Any]) -> Crew:
     crew = Crew(row["kind"], row["generation"], _decode_config(row), listening, row["size"])
     for one in row["children"]:
         crew.adopt(_decode_child(one, crew))
-    if row["is_leaving"]:
+    if row["is_leaving"] or crew.kind not in KINDS:
         crew.dismiss()
     return crew
 
@@ -210,16 +284,22 @@ def _listening_socket(fd: int) -> socket.socket:
 
 def _decode_config(row: dict[str, Any]) -> Loaded:
     fd = row["config"]
-    fallback = Settings(**(row["settings"] | {"listeners": (), "log": Log()}))
     if fd < 0:
-        return Loaded(fallback, sealed(b""))
+        return Loaded(_settings(row["settings"]), sealed(b""))
     _cloexec(fd)
     try:
         return Loaded(parse(read_all(fd)), fd)
     except ValueError:
         # Written by another version. Enough to lead the old children; the reload that
         # follows brings the configuration in this version's form.
-        return Loaded(fallback, fd)
+        return Loaded(_settings(row["settings"]), fd)
+
+
+def _settings(row: dict[str, Any]) -> Settings:
+    """Return what another version knew of its settings; what it did not is the default."""
+    known = {one.name for one in dataclasses.fields(Settings)} - {"listeners", "log"}
+    defaults = dataclasses.replace(select(Config()), listeners=(), log=Log())
+    return dataclasses.replace(defaults, **{k: v for k, v in row.items() if k in known})
 
 
 def _decode_child(row: dict[str, Any], crew: Crew) -> Child:
@@ -236,6 +316,7 @@ def _decode_child(row: dict[str, Any], crew: Crew) -> Child:
         born_at=row["born_at"],
         life=Life(row["life"]),
         deadline=math.inf if row["deadline"] is None else row["deadline"],
+        figures=row.get("figures", {}),  # totals do not go back meanwhile
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import socket
@@ -250,3 +251,45 @@ def test_a_file_in_its_place_is_not_removed(tmp_path: Path) -> None:
     with pytest.raises(ListenError):
         listen(str(path))
     assert path.read_text() == "mine"
+
+
+def test_without_descriptors_the_loop_does_not_spin_and_goes_on_later(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with house.connect() as sock:
+        sock.sendall(encode({"v": 1, "command": "status"}))
+        with monkeypatch.context() as scarce:
+            scarce.setattr(house.control, "sock", Exhausted(house.control.sock))
+            house.turn(until=lambda: False)
+            assert house.selector.select(0) == []  # who waits does not keep the loop awake
+            house.control.expire()
+            assert house.selector.select(0) == []
+        house.clock.advance(rooms.PAUSE_S)
+        house.control.expire()
+        house.turn(until=lambda: bool(house.asked))
+        assert house.asked
+
+
+class Exhausted:
+    """A listening socket in a process that has no descriptor left."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def accept(self) -> tuple[socket.socket, str]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_a_client_of_before_a_re_exec_is_answered(house: House) -> None:
+    ours, theirs = socket.socketpair()
+    client = house.control.adopt(ours)
+    house.clock.advance(3600)
+    house.control.expire()
+    house.control.reply(client, done({"a": 1}))
+    house.turn()
+    assert Decoder().feed(theirs.recv(1000)) == [done({"a": 1})]
+    theirs.close()
+    assert house.clients == 0

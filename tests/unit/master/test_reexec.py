@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.masters import Master, a_master
+from relayd import __version__
+from relayd.master.frames import done, refused
+from tests.masters import A_CLIENT, Master, a_master
 
 pytestmark = [pytest.mark.slow(1), pytest.mark.timeout(60)]
 
@@ -70,3 +72,55 @@ def test_a_stop_ends_the_look(master: Master) -> None:
     master.arbiter.act_on(signal.SIGTERM)
     master.until(master.arbiter._is_over)
     assert not master.arbiter._reexec.is_wanted
+
+
+def test_who_asked_hears_the_reason_and_that_the_old_one_stays(master: Master) -> None:
+    master.arbiter.ask_upgrade(A_CLIENT)
+    look_with(master, "exit('line 3: no such key')")
+    master.until(lambda: master.replies)
+    (reply,) = master.replies
+    assert reply["problems"] == ["line 3: no such key"]
+    assert reply["exit"] == 1
+    assert "the old one serves on" in str(reply["error"])
+
+
+@pytest.mark.parametrize("status", [75, 2])
+def test_what_only_a_restart_mends_is_told_apart(master: Master, status: int) -> None:
+    master.arbiter.ask_upgrade(A_CLIENT)
+    look_with(master, f"print('no'); exit({status})")
+    master.until(lambda: master.replies)
+    assert master.replies[0]["exit"] == 75
+
+
+def test_who_asks_of_a_relay_that_stops_is_told(master: Master) -> None:
+    master.arbiter.ask_upgrade(A_CLIENT)
+    master.arbiter.act_on(signal.SIGTERM)
+    assert master.replies[0]["exit"] == 69
+
+
+def test_workers_that_never_serve_are_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "mute").mkdir()
+    master = Master(tmp_path / "mute", {}, behaviour="mute")
+    try:
+        timings = dataclasses.replace(master.house.timings, ready_within_s=0.1)
+        master.house.launch = dataclasses.replace(master.house.launch, timings=timings)
+        master.arbiter._begin()
+        master.arbiter.ask_upgrade(A_CLIENT)
+        master.until(lambda: master.replies)
+        assert master.replies[0]["exit"] == 75
+        assert "systemctl restart relayd" in str(master.replies[0]["problems"])
+    finally:
+        master.close()
+
+
+def test_the_reload_onto_new_workers_is_the_answer(master: Master) -> None:
+    reexec = master.arbiter._reexec
+    reexec.resumed([A_CLIENT], "0.0.9")
+    reexec.tell(done({"generation": 2, "workers": 1}))
+    assert master.replies[0]["result"] == {
+        "from": "0.0.9", "to": __version__, "pid": os.getpid(), "generation": 2, "workers": 1,
+    }  # fmt: skip
+    reexec.resumed([A_CLIENT], "0.0.9")
+    reexec.tell(refused("no", problems=["worker 1 cannot start"]))
+    assert master.replies[1]["problems"] == ["worker 1 cannot start"]
+    assert "the old ones serve on" in str(master.replies[1]["error"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import sys
 
 import pytest
 
+from relayd import __version__
 from relayd.config import codec
 from relayd.config.model import Config, Server
 from relayd.master import checker, upgrade
@@ -122,7 +124,7 @@ def test_a_configuration_of_another_version_still_leads_the_old_children() -> No
 
 @pytest.mark.parametrize(
     "state",
-    [{}, {"v": 1, "pid": 1}, {"v": 99, "pid": os.getpid()}, [], "text", {"v": 1, "pid": None}],
+    [{}, {"v": 1, "pid": 1}, {"v": 99, "pid": 1}, [], "text", {"v": 1, "pid": None}],
 )
 def test_a_strangers_variable_is_not_believed(state: object) -> None:
     fd = checker.sealed(json.dumps(state).encode())
@@ -149,4 +151,100 @@ def test_an_exec_that_fails_leaves_everything_as_it_was() -> None:
 def test_a_look_that_says_no_is_quoted() -> None:
     preflight = upgrade.start_preflight((sys.executable, "-c", "exit('line 3: no')"), ())
     assert os.waitstatus_to_exitcode(os.waitpid(preflight.pid, 0)[1]) == 1
-    assert preflight.said() == "line 3: no"
+    assert preflight.said() == ("line 3: no",)
+
+
+def said(octets: bytes) -> tuple[str, ...]:
+    fd = os.memfd_create("test")
+    os.write(fd, octets)
+    return upgrade.Preflight(0, fd).said()
+
+
+def test_the_problems_of_a_look_are_its_own_words() -> None:
+    report = json.dumps({"ok": False, "problems": ["x.toml:3: a", "b"], "warnings": ["c"]})
+    assert said(f"some library's warning\n{report}\n".encode()) == ("x.toml:3: a", "b")
+
+
+@pytest.mark.parametrize("octets", [b"", b"{}", b'{"problems": 7}', b"{" * 3000])
+def test_what_is_no_report_is_quoted_and_bounded(octets: bytes) -> None:
+    assert sum(map(len, said(octets))) <= 2000
+
+
+def test_of_a_traceback_the_end_is_quoted() -> None:
+    lines = [f"line {number}" for number in range(50)]
+    assert said("\n".join(lines).encode()) == ("line 47", "line 48", "line 49")
+
+
+def mine(**members: object) -> dict[str, str]:
+    """Return the environment of code that was executed by this very process."""
+    return passed_on({"v": upgrade.VERSION, "pid": os.getpid(), "relayd": "9.9"} | members)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [{"v": 99}, {"v": "1"}, {"crews": 7}, {"crews": [{}]}, {"crews": [], "serial": 1}],
+)
+def test_what_cannot_be_read_is_refused_with_words(members: dict[str, object]) -> None:
+    environ = mine(**members)
+    with pytest.raises(upgrade.HandoverUnreadable, match=r"9\.9 hands over .* systemctl restart"):
+        upgrade.resume(environ)
+    assert environ == {}
+
+
+def test_the_form_that_is_written_can_be_read() -> None:
+    assert upgrade.VERSION in upgrade.READS
+
+
+def test_clients_that_wait_are_handed_over() -> None:
+    whole = a_state()
+    pairs = [socket.socketpair() for _ in range(2)]
+    (one, _), (two, _) = pairs
+    state = dataclasses.replace(
+        whole, upgrade_fds=(one.fileno(),), reload_fds=(two.fileno(),), crews=()
+    )
+    assert {one.fileno(), two.fileno()} <= upgrade._descriptors(state)
+    resumed = upgrade.resume(passed_on(upgrade._encode(state)))
+    assert resumed is not None
+    assert resumed.was == __version__
+    for clients, (_, far) in zip(
+        (resumed.upgrade_clients, resumed.reload_clients), pairs, strict=True
+    ):
+        clients[0].sendall(b"done")
+        assert far.recv(9) == b"done"
+        clients[0].close()
+        far.close()
+    one.detach()
+    two.detach()
+    close(whole)
+    resumed.control.close()
+
+
+def test_older_code_that_left_less_is_understood() -> None:
+    state = a_state()
+    whole = upgrade._encode(state)
+    for name in ("relayd", "upgrade_clients", "reload_clients", "retired", "unclaimed"):
+        del whole[name]
+    resumed = upgrade.resume(passed_on(whole | {"crews": [], "new": "member"}))
+    assert resumed is not None
+    assert resumed.was == "an older relayd"
+    assert resumed.upgrade_clients == ()
+    close(state)
+    resumed.control.close()
+
+
+def test_settings_of_another_version_are_taken_as_far_as_they_are_known() -> None:
+    settings = upgrade._settings({"runtime_dir": "/run/y", "of_tomorrow": 1, "listeners": "x"})
+    assert settings.runtime_dir == "/run/y"
+    assert settings.graceful_timeout_s > 0
+    assert settings.listeners == ()
+
+
+def test_a_crew_nobody_knows_is_told_to_go() -> None:
+    state = a_state()
+    row = upgrade._encode_crew(state.crews[2]) | {"kind": "of tomorrow", "listening": []}
+    crew = upgrade._decode_crew(row)
+    assert crew.is_leaving
+    release(state)
+    for child in crew.children():
+        child.channel.close()
+    crew.config.close()
