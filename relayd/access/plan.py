@@ -28,6 +28,7 @@ from relayd.access.senders import (
     judge,
     judge_envelope,
     may_send_as,
+    shown_name,
 )
 from relayd.access.users import Users
 from relayd.config.model import Config, Submitter, Upstream, User
@@ -36,6 +37,12 @@ from relayd.message.address import Address, parse_path
 from relayd.message.envelope import Envelope
 from relayd.spool.model import PRIORITIES, MailboxRef, NewDelivery
 
+NO_UPSTREAM: Final = ("no [upstream.*] is configured yet", "Set one up: relayd setup")
+"""Reason and remedy where nothing can leave."""
+
+STRANGER: Final = "no [[device]] has this address in its networks, and there was no login"
+"""Why a peer that nobody knows may not send; for the remedy see `let_in`."""
+
 MOST_RECIPIENTS: Final = 500
 """Recipients of one message at Exchange, unless an administrator raised it."""
 _LARGE: Final = 35_000_000  # Exchange's default MaxSendSize: the bound where large mail may go
@@ -43,12 +50,18 @@ _LARGE: Final = 35_000_000  # Exchange's default MaxSendSize: the bound where la
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """No, and why. text: for the client; log_reason: for the administrator, names the rule."""
+    """No, and why.
+
+    text:       for the client.
+    log_reason: for the administrator, names the rule.
+    do:         for the administrator, the setting that would let it in; a sentence.
+    """
 
     code: int
     enhanced: str
     text: str
     log_reason: str
+    do: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,16 +170,19 @@ class Planner:
 
     def _no_way_out(self, submitter: Submitter) -> Refusal:
         if not self._upstreams:
-            reason = "no [upstream.*] is configured yet"
+            reason, do = NO_UPSTREAM
         elif submitter.upstream:
             reason = f"upstream '{submitter.upstream}' of '{submitter.name}' is not configured"
+            do = f"Write another upstream into {shown_name(submitter)}, then relayd reload."
         else:
             reason = f"'{submitter.name}' names no upstream, and there are several"
+            do = f'Write upstream = "NAME" into {shown_name(submitter)}, then relayd reload.'
         return Refusal(
             code=451,
             enhanced="4.3.5",
             text="No way out is configured yet, try again later",
             log_reason=reason,
+            do=do,
         )
 
     def _too_large(self, submitter: Submitter, size: int) -> Refusal | None:
@@ -178,7 +194,16 @@ class Planner:
             enhanced="5.3.4",
             text=f"Message too large, at most {limit} octets",
             log_reason=f"{size} octets are more than the {limit} that '{submitter.name}' may send",
+            do=self._larger(submitter, limit),
         )
+
+    def _larger(self, submitter: Submitter, limit: int) -> str:
+        """Return what sets the limit."""
+        if limit == self._config.limits.max_message_size:
+            return "Raise max_message_size in [limits], or have the device send smaller mail."
+        upstream = self._upstream(submitter)
+        name = upstream.name if upstream is not None else "NAME"
+        return f"[upstream.{name}] carries no more: have the device send smaller mail."
 
     def _completed(self, address: Address, upstream: Upstream) -> Address:
         """Return a recipient with a domain, wherever one is known ("postmaster")."""
@@ -197,6 +222,7 @@ class Planner:
                 text="Recipient has no domain",
                 log_reason=f"recipient {address} has no domain; set default_domain in [server], "
                 f"or own_domains of upstream '{upstream.name}'",
+                do='Write default_domain = "example.com" into [server].',
             )
         if may_send_to(submitter, upstream, address):
             return None
@@ -212,6 +238,7 @@ class Planner:
             enhanced="5.7.1",
             text="Recipient not allowed",
             log_reason=f"recipient {address} not in {rule}",
+            do=_widened(submitter, upstream, address),
         )
 
     def _recipients(
@@ -229,9 +256,22 @@ class Planner:
         return tuple(found.values())
 
 
+def let_in(ip: str) -> str:
+    """Return what lets a peer in that no [[device]] and no login speaks for."""
+    device, user = f"relayd device add {ip} --name NAME", "relayd user add NAME"
+    return f"Make it a device: {device}. Or have it log in: {user}"
+
+
 def may_send_to(submitter: Submitter, upstream: Upstream, address: Address) -> bool:
     """Tell whether `address` may be written to: `allow_to`, else the upstream's own_domains."""
     return compiled(submitter.allow_to or _own_domains(upstream)).matches(address)
+
+
+def _widened(submitter: Submitter, upstream: Upstream, address: Address) -> str:
+    """Return the line that lets a recipient in, and leaves those in who are."""
+    now = submitter.allow_to or _own_domains(upstream)
+    line = ", ".join(f'"{each}"' for each in (*now, str(address)))
+    return f'Write allow_to = [{line}] into {shown_name(submitter)}; "*" would be anybody.'
 
 
 def _own_domains(upstream: Upstream) -> tuple[str, ...]:
@@ -273,8 +313,9 @@ def _refusal(verdict: Refuse | None) -> Refusal | None:
 
 def _refused(verdict: Refuse) -> Refusal:
     return Refusal(
-        code=verdict.code, enhanced="5.7.1", text=verdict.text, log_reason=verdict.log_reason
-    )
+        code=verdict.code, enhanced="5.7.1", text=verdict.text, log_reason=verdict.log_reason,
+        do=verdict.do,
+    )  # fmt: skip
 
 
 # ---- check -------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from relayd.access.patterns import compiled
-from relayd.config.model import Submitter, Upstream
+from relayd.config.model import Submitter, Upstream, User
 from relayd.message.address import Address, parse_path
 
 SENDER: Final = "sender"
@@ -46,11 +46,15 @@ class SetFrom:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """None may. code: 553 for the envelope's sender, 550 for the header's; enhanced 5.7.1."""
+    """None may. code: 553 for the envelope's sender, 550 for the header's; enhanced 5.7.1.
+
+    do: the setting that would let it in, a sentence.
+    """
 
     code: int
     text: str
     log_reason: str
+    do: str
 
 
 Judgement: TypeAlias = Keep | SetFrom | Refuse
@@ -145,6 +149,7 @@ def _instead(submitter: Submitter, upstream: Upstream, *, reply_to_original: boo
             "Sender address not allowed",
             f"no default_from for '{submitter.name}', and upstream '{upstream.name}' sends "
             "through the sender's own mailbox",
+            f'Write default_from = "ADDRESS" into {shown_name(submitter)}.',
         )
     return SetFrom(target, reply_to_original)
 
@@ -162,7 +167,19 @@ def _foreign(
         550 if in_header else 553,
         "Sender address not allowed",
         f'{where} {address} is not in {rule}, and on_foreign_sender is "reject"',
+        f'Add "{address}" to '
+        + (
+            f"allow_from of {shown_name(submitter)}"
+            if submitter.allow_from
+            else f"allowed_senders of [upstream.{upstream.name}]"
+        )
+        + f', or write on_foreign_sender = "rewrite" into [upstream.{upstream.name}].',
     )
+
+
+def shown_name(submitter: Submitter) -> str:
+    """Return a device or user as its table is written."""
+    return f'[[{"user" if isinstance(submitter, User) else "device"}]] "{submitter.name}"'
 
 
 def _mailbox_address(upstream: Upstream) -> Address | None:

@@ -38,12 +38,14 @@ _OURS: Final = ("AUTH <redacted>", "<redacted>")
 class Refused:
     """One refusal. code: of the reply, 0 where none was sent; reason: the rule, for people.
 
+    do: the setting that would let it in, a sentence; "" where there is none.
     sender, recipient, login: what was asked for, "" where it did not come to that.
     """
 
     code: int
     reply: str
     reason: str
+    do: str = ""
     sender: str = ""
     recipient: str = ""
     login: str = ""

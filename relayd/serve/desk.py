@@ -20,7 +20,7 @@ from typing import Final, Protocol
 import structlog
 
 from relayd.access.logins import Accepted, Rejected, Verdict
-from relayd.access.plan import Planner, Refusal
+from relayd.access.plan import NO_UPSTREAM, STRANGER, Planner, Refusal, let_in
 from relayd.clock import SYSTEM, Clock
 from relayd.config.model import Config, Listener, Submitter
 from relayd.master.child import Pulse
@@ -121,7 +121,14 @@ class Desk:
         return self._why
 
     def _note(
-        self, reply: Reply, reason: str, *, sender: str = "", recipient: str = "", login: str = ""
+        self,
+        reply: Reply,
+        reason: str,
+        do: str,
+        *,
+        sender: str = "",
+        recipient: str = "",
+        login: str = "",
     ) -> Reply:
         """Keep why this peer was refused; returns `reply`."""
         if self._why is None:
@@ -130,6 +137,7 @@ class Desk:
                 code=reply.code,
                 reply=" ".join(reply.lines),
                 reason=reason,
+                do=do,
                 sender=sender or (str(opened.sender or "") if opened else ""),
                 recipient=recipient,
                 login=login,
@@ -209,11 +217,20 @@ class Desk:
         del mechanism  # both of ours send the password as it is
         name = self._listener.name
         if self._listener.auth == "off":
-            return self._note(replies.AUTH_NOT_OFFERED, f"auth of listener '{name}' is off")
+            return self._note(
+                replies.AUTH_NOT_OFFERED,
+                f"auth of listener '{name}' is off",
+                f'Switch the login off in the device, or write auth = "optional" into'
+                f' [[listener]] "{name}".',
+            )
         # SECURITY: a password in the clear is anybody's on the LAN; a listener must allow it.
         if not self._tls and not self._listener.auth_without_tls:
             reason = f"no TLS, and auth_without_tls of listener '{name}' is false"
-            return self._note(replies.AUTH_NEEDS_TLS, reason)
+            do = (
+                "Switch STARTTLS on in the device. If it knows no TLS: auth_without_tls = true in"
+                f' [[listener]] "{name}"; its password then crosses the network in clear.'
+            )
+            return self._note(replies.AUTH_NEEDS_TLS, reason, do)
         return None
 
     def on_auth(self, credentials: Credentials) -> Reply:
@@ -230,7 +247,8 @@ class Desk:
         )  # fmt: skip
         refused = isinstance(verdict, Rejected)
         reply = replies.AUTH_FAILED if refused else replies.AUTH_UNAVAILABLE
-        return self._note(reply, f"login: {verdict.reason}", login=credentials.user)
+        do = "Give it the right name and password: relayd user list, relayd user passwd NAME"
+        return self._note(reply, f"login: {verdict.reason}", do, login=credentials.user)
 
     def _log_in(self, name: str, method: str) -> Reply:
         self._user = name
@@ -248,7 +266,12 @@ class Desk:
         """Open a transaction if this peer may send as that sender, and that much."""
         name = self._listener.name
         if self._listener.tls == "required" and not self._tls:
-            return self._note(replies.TLS_REQUIRED, f"tls of listener '{name}' is required")
+            return self._note(
+                replies.TLS_REQUIRED,
+                f"tls of listener '{name}' is required",
+                "Switch STARTTLS on in the device, or write"
+                f' tls = "opportunistic" into [[listener]] "{name}".',
+            )
         if self._user:
             # A user deleted or changed meanwhile: an open session must not outlive that.
             self._submitter = self._house.planner.still(self._ip, self._user)
@@ -258,7 +281,11 @@ class Desk:
         sender = self._completed(mail.reverse_path)
         if self._listener.auth == "required" and not self._user:
             reason = f"auth of listener '{name}' is required"
-            return self._note(replies.AUTH_REQUIRED, reason, sender=str(sender or ""))
+            do = (
+                "Have it log in: relayd user add NAME, and type that into the device. Or write"
+                f' auth = "optional" into [[listener]] "{name}".'
+            )
+            return self._note(replies.AUTH_REQUIRED, reason, do, sender=str(sender or ""))
         if submitter is None:
             return self._stranger(sender)
         refusal = self._house.planner.check_mail(submitter, sender, mail.size)
@@ -270,13 +297,12 @@ class Desk:
     def _stranger(self, sender: Address | None) -> Reply:
         """Answer a peer that no [[device]] and no login speaks for."""
         if not self._house.config.upstream:
-            return self._note(replies.NOT_CONFIGURED, "no [upstream.*] is configured yet")
+            return self._note(replies.NOT_CONFIGURED, *NO_UPSTREAM)
         reply = replies.AUTH_REQUIRED if self._offers_auth() else replies.RELAY_DENIED
-        reason = "no [[device]] has this address in its networks, and there was no login"
         log.warning(
-            "message.refused", session=self._session, ip=self._ip, code=reply.code, reason=reason
+            "message.refused", session=self._session, ip=self._ip, code=reply.code, reason=STRANGER
         )
-        return self._note(reply, reason, sender=str(sender or ""))
+        return self._note(reply, STRANGER, let_in(self._ip), sender=str(sender or ""))
 
     def _completed(self, address: Address | None) -> Address | None:
         domain = self._house.config.server.default_domain
@@ -425,7 +451,8 @@ class Desk:
             "message.refused", session=self._session, ip=self._ip, device=self._device,
             code=554, reason=reason,
         )  # fmt: skip
-        return self._note(replies.TOO_MANY_HOPS, reason)
+        do = "Look at the Received lines: a host it went through sends it back to this relay."
+        return self._note(replies.TOO_MANY_HOPS, reason, do)
 
     def _refuse(self, refusal: Refusal, **about: str) -> Reply:
         log.warning(
@@ -433,7 +460,7 @@ class Desk:
             user=self._user, code=refusal.code, reason=refusal.log_reason, **about,
         )  # fmt: skip
         reply = Reply(refusal.code, (refusal.text,), refusal.enhanced)
-        return self._note(reply, refusal.log_reason, **about)
+        return self._note(reply, refusal.log_reason, refusal.do, **about)
 
     # ---- the end of a message or a session
 

@@ -33,6 +33,12 @@ log = structlog.get_logger()
 
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 _MAPPED: Final = "::ffff:"
+_REMEDIES: Final = {
+    End.TLS_FAILED: "Have the device do TLS 1.2 and not verify our certificate, or trust ca.crt of"
+    ' state_dir/tls. Or hide it from the device: hide = ["STARTTLS"] in its [[device]].',
+    End.NOT_SMTP: "Look at the device's port and encryption: implicit TLS wants a listener with"
+    ' tls = "implicit", usually port 465.',
+}
 _TROUBLE: Final = frozenset({End.TLS_FAILED, End.NOT_SMTP, End.LOST, End.SLOW})
 _LOCAL: Final = ListenerSettings(name="control", address=(), tls="off", auth="off")
 
@@ -144,6 +150,7 @@ class Listener:
         refused = Refused(
             code=reply.code, reply=" ".join(reply.lines), session=name,
             reason="max_connections or max_connections_per_device is reached",
+            do="Raise it in [limits], or find out why so many connections stay open.",
             listener=self._settings.name,
         )  # fmt: skip
         self._house.callers.refused(ip, device, "", refused)
@@ -194,7 +201,10 @@ class Listener:
             reply = farewell.refusal
             why = desk.why or Refused(code=reply.code, reply=" ".join(reply.lines), reason="")
         elif farewell.end in _TROUBLE:
-            why = Refused(code=0, reply="", reason=f"{farewell.end.value}: {farewell.detail}")
+            why = Refused(
+                code=0, reply="", reason=f"{farewell.end.value}: {farewell.detail}",
+                do=_REMEDIES.get(farewell.end, ""),
+            )  # fmt: skip
         else:
             return
         why = replace(

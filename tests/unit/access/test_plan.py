@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relayd.access.passwords import DUMMY_HASH
-from relayd.access.plan import Plan, Planner, Refusal, may_send_to, problems, warnings
+from relayd.access.plan import Plan, Planner, Refusal, let_in, may_send_to, problems, warnings
 from relayd.access.users import UsersFile, path_in
 from relayd.config.model import (
     Config,
@@ -205,9 +206,55 @@ def test_a_refused_recipient_names_the_rule() -> None:
         text="Recipient not allowed",
         log_reason="recipient a@evil.example not in own_domains of upstream 'contoso', and "
         "device 'ups' has no allow_to",
+        do='Write allow_to = ["contoso.com", "a@evil.example"] into [[device]] "ups"; '
+        '"*" would be anybody.',
     )
     assert listed is not None
     assert listed.log_reason == "recipient a@evil.example not in allow_to of user 'printer'"
+
+
+def test_the_remedy_of_a_refused_recipient_lets_it_in_and_nobody_else() -> None:
+    other = parse_path("a@evil.example")
+    for submitter in (UPS, replace(PRINTER, allow_to=("x@y.example",))):
+        refusal = Planner(CONFIG).check_rcpt(submitter, other)
+        assert refusal is not None
+        line = refusal.do.partition("allow_to = ")[2].partition("]")[0] + "]"
+        mended = replace(submitter, allow_to=tuple(json.loads(line)))
+        assert Planner(CONFIG).check_rcpt(mended, other) is None
+        assert Planner(CONFIG).check_rcpt(mended, parse_path("b@evil.example")) is not None
+    assert (
+        Planner(CONFIG).check_rcpt(replace(UPS, allow_to=("contoso.com",)), parse_path("ops"))
+        is None
+    )
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_remedies_of_a_refused_sender_let_it_in(*, kept: bool) -> None:
+    upstream = replace(UPSTREAM, on_foreign_sender="reject")
+    submitter = replace(UPS, allow_from=("x@y.example",)) if kept else UPS
+    sender = parse_path("ups@nas.example")
+    refusal = Planner(replace(CONFIG, upstream=(upstream,))).check_mail(submitter, sender, 0)
+    assert refusal is not None
+    place = 'allow_from of [[device]] "ups"' if kept else "allowed_senders of [upstream.contoso]"
+    assert f'Add "ups@nas.example" to {place}' in refusal.do
+    assert 'on_foreign_sender = "rewrite"' in refusal.do
+    rewriting = replace(upstream, on_foreign_sender="rewrite")
+    assert Planner(replace(CONFIG, upstream=(rewriting,))).check_mail(submitter, sender, 0) is None
+
+
+def test_the_remedy_of_a_refused_size_names_what_limits_it() -> None:
+    limited = replace(CONFIG, limits=Limits(max_message_size=1000))
+    refusal = Planner(limited).check_mail(UPS, None, 1001)
+    assert refusal is not None
+    assert "max_message_size in [limits]" in refusal.do
+    refusal = Planner(CONFIG).check_mail(UPS, None, 999_000_000)
+    assert refusal is not None
+    assert "[upstream.contoso] carries no more" in refusal.do
+
+
+def test_a_stranger_is_told_both_ways_in() -> None:
+    assert "relayd device add 192.0.2.7 --name NAME" in let_in("192.0.2.7")
+    assert "relayd user add NAME" in let_in("192.0.2.7")
 
 
 def test_postmaster_is_our_own() -> None:
@@ -231,6 +278,7 @@ def test_without_an_upstream_mail_waits_at_the_device() -> None:
         assert isinstance(refusal, Refusal)
         assert (refusal.code, refusal.enhanced) == (451, "4.3.5")
         assert refusal.log_reason == "no [upstream.*] is configured yet"
+        assert "relayd setup" in refusal.do
 
 
 def test_a_user_without_upstream_takes_the_only_one() -> None:

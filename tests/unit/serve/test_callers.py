@@ -13,7 +13,7 @@ from relayd.serve.callers import LONGEST_LINE, MOST_CALLERS, Callers, Refused, p
 
 DENIED = Refused(
     code=550, reply="Recipient not allowed", reason="recipient x not in allow_to",
-    sender="ups@nas.local", recipient="x@example.com", session="s1", listener="lan",
+    do="Add it.", sender="ups@nas.local", recipient="x@example.com", session="s1", listener="lan",
     transcript=("C: RCPT TO:<x@example.com>", "S: 550 5.7.1 Recipient not allowed"),
 )  # fmt: skip
 
@@ -40,6 +40,7 @@ def test_a_peer_has_its_counts_its_last_mail_and_its_last_refusal() -> None:
             "code": 550,
             "reply": "Recipient not allowed",
             "reason": "recipient x not in allow_to",
+            "do": "Add it.",
             "sender": "ups@nas.local",
             "recipient": "x@example.com",
             "login": "",

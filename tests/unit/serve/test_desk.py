@@ -331,6 +331,9 @@ def test_a_peer_nobody_knows_is_told_apart_from_one_that_may_not() -> None:
         530, "no [[device]] has this address in its networks, and there was no login",
         "ups@nas.local",
     )  # fmt: skip
+    found = room.desk.why
+    assert found is not None
+    assert "relayd device add 198.51.100.1" in found.do
     room = Room(replace(CONFIG, upstream=()), ip="198.51.100.1")
     room.send()
     assert why(room)[:2] == (451, "no [upstream.*] is configured yet")
