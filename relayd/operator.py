@@ -39,6 +39,7 @@ from relayd.spool import moves
 from relayd.spool.door import SqliteDoor, spool_path
 from relayd.spool.model import QueueId, State, parse_queue_id, queue_id_text
 from relayd.spool.queries import Counts, Filter, Listed, Reader, Story
+from relayd.wayout import Answers
 
 log = structlog.get_logger()
 
@@ -65,7 +66,10 @@ Converse: TypeAlias = Callable[[socket.socket, str], None]
 
 
 class Operator:
-    """One worker's answers. converse: see Converse; patience_s: see ANSWER_S."""
+    """One worker's answers. converse: see Converse; patience_s: see ANSWER_S.
+
+    more: commands answered elsewhere, as wayout's, by name.
+    """
 
     def __init__(
         self,
@@ -76,6 +80,7 @@ class Operator:
         converse: Converse,
         *,
         users: Users | None = None,
+        more: Mapping[str, Answers] | None = None,
         clock: Clock = SYSTEM,
         patience_s: float = ANSWER_S,
     ) -> None:
@@ -85,6 +90,7 @@ class Operator:
         self._cache = cache
         self._converse = converse
         self._users = users if users is not None else Users(config)
+        self._more = more or {}
         self._clock = clock
         self._patience_s = patience_s
         self._reader = _ThreadedReader(Reader(spool_path(config.spool.url), clock))
@@ -209,6 +215,8 @@ class Operator:
                     yield from self._export(request)
                 case "devices":
                     yield from self._devices()
+                case _ if command in self._more:
+                    yield from self._more[command](request)
                 case _ if command in _WISHES:
                     yield from self._wish(command, request, peer)
                 case _:

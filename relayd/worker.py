@@ -55,6 +55,7 @@ from relayd.serve.callers import Callers
 from relayd.serve.desk import House
 from relayd.serve.listener import Listener, Sessions, base36, converse
 from relayd.spool.door import SqliteDoor, open_spool
+from relayd.wayout import WayOut
 
 log = structlog.get_logger()
 
@@ -130,7 +131,13 @@ class Worker:
         ]
         self._users = users
         self._operator = Operator(
-            config, self._door, self._courier, self._cache, self._converse, users=users
+            config,
+            self._door,
+            self._courier,
+            self._cache,
+            self._converse,
+            users=users,
+            more=WayOut(config, tokens, self._door.holds).commands(),
         )
         self._house = house
 

@@ -27,6 +27,7 @@ from urllib.parse import quote
 import urllib3
 
 from relayd.clock import SYSTEM, Clock
+from relayd.config.model import Config, Upstream
 from relayd.deliver import catalogue
 from relayd.deliver.outcome import Answer
 
@@ -42,6 +43,8 @@ BODY: Final = json.dumps(
 ).encode("ascii")
 
 DENIED: Final = "ErrorAccessDenied"
+SENDER: Final = "sender"
+_MAX_MAILBOXES: Final = 10
 _GOOD: Final = frozenset({"errorinvalidrecipients"})
 _MAX_BODY_BYTES: Final = 64 * 1024
 
@@ -65,6 +68,20 @@ class Probed:
     def cause(self) -> str:
         """Return the code for `relayd explain`: Microsoft's own, else the status."""
         return self.answer.code or (f"HTTP {self.answer.status}" if self.answer.status else "")
+
+
+def mailboxes(config: Config, upstream: Upstream) -> tuple[str, ...]:
+    """Return through which mailboxes `upstream` sends, as far as the configuration names them.
+
+    With mailbox = "sender" those are the senders without a wildcard; at most 10.
+    """
+    if upstream.mailbox != SENDER:
+        named = upstream.mailbox_id or upstream.mailbox
+        return (named,) if named else ()
+    own = [one for one in (*config.device, *config.user) if one.upstream == upstream.name]
+    senders = [text for one in own for text in (one.from_, one.default_from) if text]
+    senders += [text for text in upstream.allowed_senders if "*" not in text and "@" in text]
+    return tuple(dict.fromkeys(text.lower() for text in senders))[:_MAX_MAILBOXES]
 
 
 def ask(

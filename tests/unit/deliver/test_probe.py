@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from relayd.config.model import Http
+from relayd.config.model import Config, Device, Http, Upstream
 from relayd.deliver import probe
 from relayd.deliver.outcome import Answer
 from relayd.deliver.probe import Verdict
@@ -53,6 +53,28 @@ def test_nobody_could_get_it_and_no_copy_is_kept() -> None:
 def test_a_token_with_a_line_break_is_not_put_into_a_header() -> None:
     with pytest.raises(ValueError, match="one line"):
         probe.ask(pool(Http()), "https://x.example", BOX, "a\r\nb", timeout_s=1)
+
+
+# ---- through which mailboxes
+
+
+def test_an_upstream_sends_through_its_mailbox_by_its_id_if_it_has_one() -> None:
+    assert probe.mailboxes(Config(), Upstream(name="c", mailbox=BOX)) == (BOX,)
+    assert probe.mailboxes(Config(), Upstream(name="c", mailbox=BOX, mailbox_id="id")) == ("id",)
+    assert probe.mailboxes(Config(), Upstream(name="c")) == ()
+
+
+def test_through_the_senders_own_mailboxes_it_sends_through_those_that_are_named() -> None:
+    upstream = Upstream(
+        name="c", mailbox="sender", allowed_senders=("*@contoso.com", "a@contoso.com")
+    )
+    devices = (
+        Device(name="ups", upstream="c", from_="Ups@contoso.com"),
+        Device(name="nas", upstream="c", default_from="a@contoso.com"),
+        Device(name="other", upstream="d", from_="x@contoso.com"),
+    )
+    config = Config(upstream=(upstream,), device=devices)
+    assert probe.mailboxes(config, upstream) == ("ups@contoso.com", "a@contoso.com")
 
 
 # ---- against the sandbox
