@@ -18,6 +18,7 @@ Source: docs/flow.md, docs/spool.md.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -440,6 +441,7 @@ class Courier:
         slots, permits = 1, 0
         carriers = self._permits[lane.ref.upstream]
         leases: list[Lease] = []
+        is_probe = False
         is_up = lane.way.circuit.is_up()
         try:
             while is_up and slots < _BATCH and self._slots.try_acquire(lane.ref):
@@ -449,16 +451,16 @@ class Courier:
             wanted = min(slots * lane.rows_per_slot(), _BATCH) if is_up else 1
             while permits < wanted and carriers.acquire(blocking=False):
                 permits += 1
-            leases = self._lease(lane, permits)
+            leases, is_probe = self._lease(lane, permits)
         finally:
             for _ in range(permits - len(leases)):
                 carriers.release()
             for _ in range(slots - len(leases)):
                 self._slots.release(lane.ref, unused=True)
-        self._send_out(lane, leases, slots, is_probe=not is_up)
+        self._send_out(lane, leases, slots, is_probe=is_probe)
         # While a probe is out, or after one, the loop decides.
         # Work noted while the lease came back empty found this pump, and started no other.
-        return is_up and (bool(leases) or lane.has_work)
+        return is_up and not is_probe and (bool(leases) or lane.has_work)
 
     def _send_out(self, lane: Lane, leases: Sequence[Lease], slots: int, *, is_probe: bool) -> None:
         """Carry leases, one after the other in each slot."""
@@ -486,14 +488,17 @@ class Courier:
             log.info("quota.waiting", upstream=lane.ref.upstream, mailbox=lane.ref.mailbox)
         return got
 
-    def _lease(self, lane: Lane, limit: int) -> list[Lease]:
-        """Lease with slots in hand; what stood in the way meanwhile is looked at again."""
+    def _lease(self, lane: Lane, limit: int) -> tuple[list[Lease], bool]:
+        """Lease with slots in hand; what stood in the way meanwhile is looked at again.
+
+        returns: the leases, and whether one is to find out if the upstream is back.
+        """
         if not self._may_lease(lane):
-            return []
+            return [], False
         circuit = lane.way.circuit
         is_probe = not circuit.is_up()
         if is_probe and not circuit.may_probe(self._clock.monotonic()):
-            return []
+            return [], False
         if is_probe:
             limit = 1
         # Cleared before, not after: what is offered while the spool looks must not be missed.
@@ -514,25 +519,32 @@ class Courier:
         if is_probe and not leases:
             circuit.spare(self._clock.monotonic())
             self._wake.set()
-        return leases
+        return leases, is_probe
 
     def _last_urgent(self, lane: Lane, deadline: float) -> None:
         """While stopping: send what is of high priority, give back the first that is not."""
-        upstream = lane.way.upstream
+        upstream, carriers = lane.way.upstream, self._permits[lane.ref.upstream]
         while lane.way.circuit.is_up():
             left_s = deadline - self._clock.monotonic()
-            if left_s <= 0 or not self._slots.acquire(
-                lane.ref, upstream.concurrency, min(left_s, _SLOT_WAIT_S), priority=0
-            ):
+            if left_s <= 0 or not carriers.acquire(timeout=left_s):
                 return
-            try:
-                leases = self._door.lease(lane.ref, limit=1)
-            except SpoolUnavailable:
-                leases = []
+            leases: list[Lease] = []
+            left_s = deadline - self._clock.monotonic()
+            has_slot = left_s > 0 and self._slots.acquire(
+                lane.ref,
+                upstream.concurrency,
+                min(left_s, _SLOT_WAIT_S),
+                per_minute=upstream.messages_per_minute,
+                priority=0,
+            )
+            if has_slot:
+                with contextlib.suppress(SpoolUnavailable):
+                    leases = self._door.lease(lane.ref, limit=1)
             if not leases:
-                self._slots.release(lane.ref, unused=True)
+                if has_slot:
+                    self._slots.release(lane.ref, unused=True)
+                carriers.release()
                 return
-            self._permits[lane.ref.upstream].acquire()
             lane.in_flight += 1
             self._carry(lane, self._picked_up(leases[0]))
             if leases[0].priority > 0:

@@ -25,6 +25,7 @@ from relayd.spool.transaction import SIBLINGS, Operation, Transaction, marks, si
 
 _MICROS: Final = 1_000_000
 _HELD_AT_ONCE: Final = 256
+_ROUNDS: Final = 4
 _RECLAIMED_AT_ONCE: Final = 500
 
 _BEST: Final = """
@@ -91,14 +92,21 @@ class TakeLeases(Operation[list[Lease]]):
         return _granted(batch, self.mailbox, [*probes, *self._unheld(batch)][: self.limit])
 
     def _unheld(self, batch: Transaction) -> list[_Row]:
-        """Return waiting rows that no Hold is for; those passed on the way become HELD."""
-        while True:
+        """Return waiting rows that no Hold is for; those passed on the way become HELD.
+
+        Only so many in one commit, because 100,000 would stop everybody's mail for a second;
+        what is behind them is asked for again at once.
+        """
+        free: list[_Row] = []
+        for _ in range(_ROUNDS):
             waiting = _waiting(batch, self.mailbox, max(self.limit, _HELD_AT_ONCE))
             held = [row for row in waiting if _cause(batch, self.mailbox, row.header_from)]
             free = [row for row in waiting if not _cause(batch, self.mailbox, row.header_from)]
             _hold_back(batch, self.mailbox, held)
             if len(free) >= self.limit or not held:
                 return free
+        batch.effects.ready.append(self.mailbox)
+        return free
 
 
 def _waiting(batch: Transaction, mailbox: MailboxRef, limit: int) -> list[_Row]:

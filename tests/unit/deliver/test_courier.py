@@ -717,7 +717,30 @@ def test_a_probe_is_one_delivery_however_many_slots_are_free(scene: Scene) -> No
     lane.way.circuit.failed(scene.clock.monotonic(), cause="c", text="")
     scene.clock.advance(2)
 
-    assert len(scene.courier._lease(lane, 4)) == 1
+    leases, is_probe = scene.courier._lease(lane, 4)
+    assert (len(leases), is_probe) == (1, True)
+
+
+def test_a_probe_of_an_upstream_that_went_down_meanwhile_is_marked_as_one(scene: Scene) -> None:
+    """Else, leading nowhere, it would keep all others from probing for five minutes."""
+    scene.make(carriers=1)
+    scene.transport.default = lambda _: Deferred(Answer(code="no-time"))
+    scene.door.put()
+    lane = scene.courier._lane(ALERTS)
+    assert lane is not None
+    lane.has_work = True
+    carriers = scene.courier._permits[ALERTS.upstream]
+    carriers.acquire()
+    turn = gevent.spawn(scene.courier._turn_of, lane, 1)
+    scene.settle()
+    lane.way.circuit.failed(scene.clock.monotonic(), cause="c", text="")
+    scene.clock.advance(3)
+    carriers.release()
+    turn.join(10)
+    scene.settle()
+
+    assert len(scene.transport.sent) == 1
+    assert lane.way.circuit.state.value == "down"
 
 
 def test_a_refusal_of_one_message_shows_that_the_upstream_is_back(scene: Scene) -> None:
@@ -1202,6 +1225,18 @@ def test_urgent_mail_that_waits_leaves_before_the_end(scene: Scene) -> None:
     assert [lease.priority for lease in scene.transport.sent] == [0, 0]
     assert scene.states() == [State.READY, State.SENT, State.SENT]
     assert scene.slots.all_free()
+
+
+def test_urgent_mail_takes_no_lease_it_has_no_carrier_for(scene: Scene) -> None:
+    scene.make(carriers=1).start()
+    scene.settle()
+    scene.courier._permits[ALERTS.upstream].acquire()
+    row = scene.door.accept(priority=0)
+    scene.settle()
+    drained = gevent.spawn(scene.courier.drain, scene.clock.monotonic() + 0.05)
+    drained.join(10)
+
+    assert row.at(State.READY)
 
 
 def test_a_send_that_outlives_the_deadline_is_counted(scene: Scene) -> None:

@@ -50,6 +50,22 @@ def test_what_a_hold_keeps_back_hides_nothing_behind_it(bench: Bench) -> None:
     assert bench.rows("SELECT count(*) FROM delivery WHERE state = 2") == [(601,)]
 
 
+def test_a_hold_over_very_many_takes_them_in_parts(bench: Bench) -> None:
+    bench.put()
+    (refused,) = bench.do(TakeLeases(ALERTS, 1))
+    pair = (*ALERTS, refused.header_from)
+    bench.core.apply([bench.accept() for _ in range(1500)])
+    free = bench.put(way(ALERTS, header_from="nas@contoso.com"))
+    word = denied(bench.clock)
+    bench.do(Settle(refused.delivery, refused.fence, refused.message, pair, False, word))
+    first = bench.core.apply([TakeLeases(ALERTS, 1)])
+    assert first.outcomes == [[]]
+    assert first.effects.ready == [ALERTS], "somebody must come for the rest"
+    assert bench.rows("SELECT count(*) FROM delivery WHERE state = 2") == [(1 + 1024,)]
+    (lease,) = bench.do(TakeLeases(ALERTS, 1))
+    assert lease.message == free
+
+
 def test_a_content_that_is_not_what_was_stored_is_held_and_kept(bench: Bench) -> None:
     good, bad = bench.put(octets=b"good"), bench.put(octets=b"bad")
     bench.rows("UPDATE content SET octets = ? WHERE id = ?", b"BAD", bad)
