@@ -168,7 +168,7 @@ class Core:
             if 0 < found < schema.version():
                 self._migrate(connection)
             with self._turnstile:
-                schema.migrate(connection, self.path)
+                self._to_this_schema(connection)
                 sync_folder(os.path.dirname(self.path))
                 self._probe(connection)
         except BaseException:
@@ -189,11 +189,14 @@ class Core:
                 return
             copy = backup.copy(connection, self.path, found)
             with self._turnstile:
-                schema.migrate(connection, self.path)
-                # What `fit` reads in the file should be so from now on.
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                self._to_this_schema(connection)
             backup.prune(self.path)
         self.migrated = Migrated(found, schema.version(), copy)
+
+    def _to_this_schema(self, connection: sqlite3.Connection) -> None:
+        if schema.migrate(connection, self.path):
+            # `fit` reads the file, not the log.
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _probe(self, connection: sqlite3.Connection) -> None:
         """Write something durably: a disk that only reads must not accept mail."""

@@ -184,9 +184,12 @@ def test_a_migration_is_made_after_a_copy_and_the_mail_is_there(
     again.core.close()
 
 
-def test_a_new_spool_is_not_copied(bench: Bench) -> None:
+def test_a_new_spool_is_not_copied_and_says_what_it_is_while_it_is_open(bench: Bench) -> None:
     assert bench.core.migrated is None
     assert backup.found(bench.path) == []
+    told = fit.header(bench.path)
+    assert told is not None
+    assert told.schema == schema.version()
 
 
 def test_several_who_start_at_once_migrate_once(
