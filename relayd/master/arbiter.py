@@ -347,7 +347,8 @@ class Arbiter:
             self._watchdog_at = now + house.notifier.watchdog_s
             house.notifier.watchdog()
         upstreams = house.current.config.settings.upstreams
-        line = report.summary(house.current, house.household, self.state(), upstreams)
+        line = report.refusal(self._reload.last)
+        line += report.summary(house.current, house.household, self.state(), upstreams)
         if not house.current.is_ready:
             line += house.troubles.last()
         house.notifier.status(line)

@@ -19,6 +19,7 @@ from relayd.master.household import Household, counters
 from relayd.observe import logfmt, metrics, recent
 
 _MOST_ERRORS: Final = 20
+_LONGEST_PROBLEM: Final = 200  # characters; the rest of the line must be seen too
 _SILENT_S: Final = 15.0  # a worker tells its figures every 2 s
 _WORSE: Final[Mapping[Json, int]] = {"down": 2, "probing": 1}
 
@@ -143,6 +144,20 @@ def summary(current: Crew, household: Household, phase: str, upstreams: int) -> 
     if isinstance(queue, Mapping):
         parts += [f"{count} {state}" for state, count in queue.items() if count]
     return ", ".join(parts)
+
+
+def refusal(last: Mapping[str, Json]) -> str:
+    """Return how the line begins while the configuration on disk is refused; "" while it is not.
+
+    last: how the last reload ended, {} before the first.
+    """
+    problems = last.get("problems")
+    if last.get("result") != "refused" or not isinstance(problems, list | tuple) or not problems:
+        return ""
+    first = str(problems[0])
+    short = first if len(first) <= _LONGEST_PROBLEM else first[: _LONGEST_PROBLEM - 1] + "…"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"RELOAD REFUSED: {short}{more}; the old configuration is in force: "
 
 
 def _process(child: Child, household: Household, now: float) -> Frame:

@@ -410,6 +410,21 @@ def test_systemd_hears_ready_status_and_stopping(relay: Relay) -> None:
     assert relay.wait_exit() == 0
 
 
+def test_systemd_hears_why_a_reload_was_refused_until_one_is_done(relay: Relay) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(relay.folder / "notify"))
+        systemd.settimeout(25)
+        relay.environ = {"NOTIFY_SOCKET": str(relay.folder / "notify")}
+        relay.start()
+        _hear(systemd, "READY=1")
+        relay.write(problems=["line 3: no such key"])
+        assert relay.ask(command="reload")["ok"] is False
+        _hear(systemd, "STATUS=RELOAD REFUSED: line 3: no such key; ")
+        relay.write(problems=[])
+        assert relay.ask(command="reload")["ok"] is True
+        _hear(systemd, "STATUS=running, 2 of 2 workers serve")
+
+
 def _hear(systemd: socket.socket, *wanted: str) -> str:
     """Return what was said until each of `wanted` was."""
     heard = ""

@@ -173,6 +173,18 @@ def test_the_line_for_systemd_says_how_many_serve_and_what_waits(household: Hous
     assert report.summary(crew, household, "running", upstreams=0).startswith("no upstream yet")
 
 
+def test_the_line_begins_with_a_refused_reload_until_one_is_done() -> None:
+    assert report.refusal({}) == ""
+    assert report.refusal({"result": "done", "problems": []}) == ""
+    refused: dict[str, Json] = {"result": "refused", "problems": ["relayd.toml:3: x: unknown key"]}
+    assert report.refusal(refused) == (
+        "RELOAD REFUSED: relayd.toml:3: x: unknown key; the old configuration is in force: "
+    )
+    line = report.refusal({"result": "refused", "problems": ["p" * 999, "q"]})
+    assert "p… (and 1 more)" in line
+    assert len(line) < 300
+
+
 def test_the_last_troubles_are_kept_and_the_oldest_forgotten() -> None:
     troubles = report.Troubles(FakeClock())
     assert troubles.last() == ""
