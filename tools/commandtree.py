@@ -23,8 +23,8 @@ class Argument(NamedTuple):
     metavar: str
     help: str
     choices: Sequence[str]
-    is_required: bool
-    is_many: bool
+    is_required: bool = False
+    is_many: bool = False
 
 
 class Leaf(NamedTuple):
