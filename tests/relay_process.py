@@ -46,6 +46,9 @@ networks = ["127.0.0.1/32"]
 allow_to = ["*"]
 default_from = "alerts@contoso.com"
 
+[admin]
+address = "{admin}"
+
 [log]
 format = "logfmt"
 """
@@ -111,10 +114,16 @@ def processes(pid: int) -> dict[int, str]:
 
 
 class RelayProcess:
-    """One relayd in its own folder. upstream: TOML of [cloud.*] and [upstream.*]."""
+    """One relayd in its own folder. upstream: TOML of [cloud.*] and [upstream.*].
 
-    def __init__(self, folder: Path, upstream: str, *, more: str = "", **edits: str) -> None:
+    admin: [admin] address; none unless a test wants it.
+    """
+
+    def __init__(
+        self, folder: Path, upstream: str, *, more: str = "", admin: str = "", **edits: str
+    ) -> None:
         self.folder = folder
+        self.admin = admin
         self.port = free_port()
         self.path = folder / "relayd.toml"
         self.log_path = folder / "relayd.log"
@@ -125,7 +134,9 @@ class RelayProcess:
 
     def configure(self, more: str = "", **edits: str) -> None:
         """Write the configuration; `edits` replaces text of CONFIG (old=new by keyword pairs)."""
-        text = CONFIG.format(folder=self.folder, port=self.port, upstream=self.upstream)
+        text = CONFIG.format(
+            folder=self.folder, port=self.port, upstream=self.upstream, admin=self.admin
+        )
         for old, new in edits.items():
             assert old in text, old
             text = text.replace(old, new)

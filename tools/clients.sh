@@ -2,9 +2,23 @@
 # Install the foreign mail programs that the tests talk to relayd with, where that is allowed;
 # elsewhere their tests say what they miss and are skipped.
 #   tools/clients.sh          swaks, msmtp, s-nail, curl, strace, and Debian's own python3-*
-#                             packages, with which the demo is run once more
+#                             packages, with which the demo is run once more; promtool
 #   tools/clients.sh bench    also postfix (smtp-source, smtp-sink) and nginx with echo
 set -eu
+# promtool, which proves the alert rules, comes in one package with the Prometheus server. Only
+# the tool is taken out of it, next to Python: no server is installed, and no root is needed.
+promtool() {
+    [ ! -x .venv/bin/promtool ] && [ -d .venv/bin ] || return 0
+    if [ -x /usr/bin/promtool ] || ! command -v apt-get >/dev/null; then return 0; fi
+    folder=$(mktemp -d)
+    if (cd "$folder" && apt-get download -q prometheus >/dev/null 2>&1 && dpkg-deb -x prometheus_*.deb .); then
+        cp "$folder/usr/bin/promtool" .venv/bin/promtool && echo "installed: promtool"
+    else
+        echo "not installed: promtool (apt cannot get package prometheus)" >&2
+    fi
+    rm -rf "$folder"
+}
+trap promtool EXIT  # after apt's lists were renewed, if they are
 want="swaks msmtp s-nail curl strace
 python3-argon2 python3-cryptography python3-dkim python3-gevent python3-msal
 python3-prometheus-client python3-requests python3-setproctitle python3-structlog python3-urllib3"

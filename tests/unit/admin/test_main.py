@@ -134,6 +134,7 @@ def test_it_goes_when_told_and_when_its_master_has_gone(house: House, how: str) 
 SCRIPT = """
 import sys
 from relayd.admin.main import main
+from relayd.master.child import ChildContext
 
 class Pulse:
     def beat(self): pass
