@@ -11,7 +11,13 @@ export PATH LC_ALL=C.UTF-8
 # A proxy's or a test machine's certificates are not the product's.
 unset REQUESTS_CA_BUNDLE CURL_CA_BUNDLE SSL_CERT_FILE SSL_CERT_DIR
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+clean() {
+    for proc in "$work"/*/proc; do
+        mountpoint -q "$proc" && umount "$proc"
+    done
+    rm -rf "$work"
+}
+trap clean EXIT
 chmod 0755 "$work"
 failed=0
 
@@ -115,6 +121,8 @@ for suite in $suites; do
         mkdir -p "$work/tree"
         git ls-files -z packaging | tar --null -T - -c | tar -x -C "$work/tree"
         mv "$work/tree/packaging/debian" "$work/tree/debian"
+        # The relay needs /proc, which autopkgtest's chroot does not give.
+        mount -t proc proc "$work/$suite/proc"
         step "$suite: autopkgtest" autopkgtest --apt-upgrade "$work"/one/*.deb "$work/tree/" -- \
             chroot "$work/$suite"
     else
