@@ -29,7 +29,7 @@ from relayd.access.users import Users
 from relayd.cache.client import Client
 from relayd.cache.frames import Refused
 from relayd.clock import SYSTEM, Clock
-from relayd.config.model import Config, Submitter, User
+from relayd.config.model import Config, Device, Submitter, User
 from relayd.deliver.courier import Courier
 from relayd.errors import CacheUnavailable, RelaydError, SpoolUnavailable
 from relayd.master.frames import Frame, Garbage, Json, done, encode, refused
@@ -243,6 +243,9 @@ class Operator:
                 "kind": "user" if isinstance(one, User) else "device",
                 "upstream": one.upstream,
                 "from": one.from_ or one.default_from,
+                "networks": list(one.networks) if isinstance(one, Device) else [],
+                "to": list(one.allow_to),
+                "priority": one.priority,
             }
             for one in self._submitters()
         ]

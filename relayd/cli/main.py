@@ -77,6 +77,7 @@ COMMANDS: Final = (
         "queue", "relayd.cli.queue", "list, show, trace, retry, hold, release, delete mail", "mail"
     ),
     Command("send", "relayd.cli.send", "send a test mail through the running relay", "mail"),
+    Command("device", "relayd.cli.device", "addresses that need no password", "who may send"),
     Command("user", "relayd.cli.user", "names and passwords devices log in with", "who may send"),
     Command(
         "sandbox",

@@ -124,7 +124,7 @@ def test_every_help_fits_80_columns(name: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_commands_named_in_advice_exist() -> None:
     """Nobody woken at night types a command that is not there: those to come are listed here."""
-    later = {"doctor", "token", "report", "login", "device", "upstream"}
+    later = {"doctor", "token", "report", "login", "upstream"}
     texts = [row.advice for row in catalogue.ENTRIES]
     texts += [one.action for one in (*aadsts.AADSTS.values(), *aadsts.ERRORS.values())]
     named = {word for text in texts for word in re.findall(r"\brelayd ([a-z]+)", text)}
@@ -201,3 +201,14 @@ def test_keys_of_users_are_documented(tmp_path: Path, capsys: pytest.CaptureFixt
     assert keys(section("relayd user add")) == list(printed(capsys))
     relayd("--json", "--config", str(config), "user", "list")
     assert keys(section("relayd user list")) == list(printed(capsys)[0])
+
+
+def test_keys_of_devices_are_documented(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ControlSocket(tmp_path) as control:
+        control.answers["devices"] = pages({"devices": [{"name": "ups", "kind": "device"}]})
+        control.answers["callers"] = pages({"callers": [{"ip": "192.0.2.5", "device": "ups"}]})
+        control.relayd("--json", "device", "list")
+        listed = list(printed(capsys)[0])
+        assert keys(section("relayd device list")) == listed
+        control.relayd("--json", "device", "show", "ups")
+        assert [*listed, *keys(section("relayd device show"))] == list(printed(capsys))

@@ -273,10 +273,16 @@ def test_a_message_under_way_can_be_wished_for(room: Room) -> None:
 def test_devices_are_told_without_any_secret(room: Room) -> None:
     assert room.result({"command": "devices"}) == {
         "devices": [
-            {"name": "ups", "kind": "device", "upstream": "", "from": "a@contoso.com"},
-            {"name": "printer1", "kind": "user", "upstream": "contoso", "from": "p@contoso.com"},
+            {
+                "name": "ups", "kind": "device", "upstream": "", "from": "a@contoso.com",
+                "networks": ["192.0.2.0/24"], "to": [], "priority": "normal",
+            },
+            {
+                "name": "printer1", "kind": "user", "upstream": "contoso", "from": "p@contoso.com",
+                "networks": [], "to": [], "priority": "normal",
+            },
         ]
-    }
+    }  # fmt: skip
 
 
 def test_smtp_becomes_a_session_of_the_device(room: Room) -> None:
