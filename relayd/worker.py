@@ -18,6 +18,7 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import math
 import os
 import signal
 import sys
@@ -100,14 +101,16 @@ class Worker:
         self._channel = channel
         self._leave = Event()
         self._over = Event()
-        self._graceful_s = config.server.graceful_timeout
+        self._sooner = Event()  # set when `_cut_at` was moved
+        self._cut_at = math.inf  # monotonic: what is not finished by then is cut
         self._cache = Client(socket_path(config))
         tokens = TokenClient(self._cache, config)
         slots = SlotClient(self._cache, number=context.number)
         self._cache.start()
         # A wrong secret is told now, by daylight, and not when the first alarm is sent.
         gevent.spawn(tokens.warm, config.upstream)
-        self._door = _open_spool(context, config)
+        self._beating = gevent.spawn(self._beat)
+        self._door = self._open_spool()
         self._courier = Courier(self._door, slots, ways(config, tokens), config.spool)
         users = Users(config)
         self._verifier = Verifier(users)
@@ -156,7 +159,7 @@ class Worker:
         for listener in self._listeners:
             listener.start()
         greenlets = [
-            gevent.spawn(self._beat),
+            self._beating,
             gevent.spawn(self._tell),
             gevent.spawn(self._refresh_tls),
             gevent.spawn(self._go_on_adopting),
@@ -167,7 +170,7 @@ class Worker:
         self._leave.wait()
         self._drain()
         self._over.set()
-        self._report()  # what happened since the last one
+        self._report_or_log()  # what happened since the last one
         gevent.killall(greenlets, block=False)
         log.info("process.stopped", pid=os.getpid())
         return 0
@@ -182,19 +185,30 @@ class Worker:
     # ---- leaving
 
     def _hasten(self) -> None:
-        self._graceful_s = _HASTE_S
+        self._leave_within(_HASTE_S)
+
+    def _leave_within(self, seconds: float) -> None:
+        """Leave; a drain that is under way is hurried."""
+        self._cut_at = min(self._cut_at, SYSTEM.monotonic() + seconds)
+        self._sooner.set()
         self._leave.set()
 
     def _drain(self) -> None:
         """Stop accepting; finish sessions, then sends; close the spool."""
-        deadline = SYSTEM.monotonic() + self._graceful_s
+        deadline = SYSTEM.monotonic() + self._config.server.graceful_timeout
+        self._cut_at = min(self._cut_at, deadline)
         for listener in self._listeners:
             listener.close()
         self._sessions.drain()
-        draining = gevent.spawn(self._sessions.wait_none_left, self._graceful_s)
-        # What sessions still accept is kept in the spool; the next worker delivers it.
-        left = self._courier.drain(deadline)
-        draining.join(max(0.0, deadline - SYSTEM.monotonic()))
+        finishing = gevent.spawn(self._finish, self._cut_at)
+        finishing.link(lambda _: self._sooner.set())
+        while not finishing.ready() and (left_s := self._cut_at - SYSTEM.monotonic()) > 0:
+            self._sooner.clear()
+            self._sooner.wait(left_s)
+        if not finishing.ready():
+            finishing.kill()
+            self._courier.drain(SYSTEM.monotonic())
+        left = self._courier.in_flight
         if left or len(self._sessions):
             log.warning("process.cut", sessions=len(self._sessions), deliveries=left)
         self._operator.close()
@@ -202,7 +216,25 @@ class Worker:
         self._verifier.close()
         self._cache.close()
 
+    def _finish(self, deadline: float) -> None:
+        """Wait until nothing is under way."""
+        # What sessions still accept is kept in the spool; the next worker delivers it.
+        self._courier.drain(deadline)
+        self._sessions.wait_none_left(max(0.0, deadline - SYSTEM.monotonic()))
+
     # ---- what goes on beside
+
+    def _open_spool(self) -> SqliteDoor:
+        """Open it; beats go on meanwhile, and the master hears that it takes long."""
+        telling = gevent.spawn(self._tell_of_opening)
+        try:
+            return _open_spool(self._context, self._config)
+        finally:
+            telling.kill()
+
+    def _tell_of_opening(self) -> None:
+        while not self._over.wait(_TELL_S):
+            self._channel.send({"event": "opening"})
 
     def _beat(self) -> None:
         self._context.pulse.beat()
@@ -211,9 +243,15 @@ class Worker:
 
     def _tell(self) -> None:
         """Send the master our figures; a full channel costs one report."""
-        self._report()
+        self._report_or_log()
         while not self._over.wait(_TELL_S):
+            self._report_or_log()
+
+    def _report_or_log(self) -> None:
+        try:
             self._report()
+        except Exception:  # the next report may work, and a worker nobody hears of looks dead
+            log.exception("status.bug")
 
     def _report(self) -> None:
         self._tell_news()
@@ -275,10 +313,9 @@ class Worker:
                 break
             self._obey(packet)
         log.warning("process.orphaned", pid=os.getpid())
-        self._graceful_s = min(self._graceful_s, _ORPHAN_S)
         for listener in self._listeners:
             listener.close()
-        self._leave.set()
+        self._leave_within(_ORPHAN_S)
 
     def _obey(self, packet: Packet) -> None:
         fds = list(packet.fds)

@@ -22,7 +22,7 @@ from typing import Final
 
 from relayd import __version__
 from relayd.clock import SYSTEM, Clock
-from relayd.master import report, sockets, upgrade
+from relayd.master import report, upgrade
 from relayd.master.board import Board
 from relayd.master.checker import Loaded
 from relayd.master.commands import UNAVAILABLE, Commands
@@ -40,9 +40,11 @@ from relayd.master.signals import Signals
 from relayd.master.sockets import Bound
 from relayd.master.spawn import Closable
 from relayd.master.title import set_title
+from relayd.master.turnaway import TurnAway
 from relayd.observe import metrics
 
 _AFTER_FAULT_S: Final = 0.5
+_SPARE_S: Final = 10.0
 
 
 class Arbiter:
@@ -84,6 +86,7 @@ class Arbiter:
         self._reload = Reload(self.house)
         self._reexec = Reexec(self.house, self._reload.waiting)
         self._commands = Commands(self)
+        self._turn_away = TurnAway(selector, clock=clock)
         self._stop_askers: list[Client] = []
         self._head_start_until = math.inf
         self._watchdog_at = 0.0
@@ -233,6 +236,8 @@ class Arbiter:
             if house.phase is Phase.STARTING and house.current.is_ready:
                 house.be_running()
                 house.notifier.ready()
+        elif news.what is What.OPENING:
+            house.notifier.extend(house.timings.ready_within_s)
         elif news.what is What.FAILED:
             house.troubles.add("child.failed", f"{child.name}: {news.text}")
         elif child.life is not Life.DRAINING or news.status != 0:
@@ -255,8 +260,13 @@ class Arbiter:
             self._reexec.abandon()
             for crew in house.household.crews:
                 crew.dismiss()
-                # A device that comes now is refused at once instead of waiting in the backlog.
-                sockets.close_all(crew.listening)
+            # A device that comes now is told so at once instead of waiting in the backlog.
+            settings = house.current.config.settings.listeners
+            self._turn_away.begin(
+                (one for crew in (*house.household.crews, house.current) for one in crew.listening),
+                implicit=[one.name for one in settings if one.tls == "implicit"],
+            )
+            house.notifier.extend(house.graceful_s + house.timings.fast_grace_s + _SPARE_S)
         children = list(house.household.children())
         if is_hasty:
             house.household.hasten(children, house.now() + house.timings.fast_grace_s)
@@ -265,6 +275,7 @@ class Arbiter:
             house.household.drain(workers, house.now() + house.graceful_s)
 
     def _go_on_stopping(self, now: float) -> None:
+        self._turn_away.go_on()
         children = list(self.house.household.children())
         if children and all(child.kind != "worker" for child in children):
             waiting = [c for c in children if c.life in (Life.STARTING, Life.READY)]
@@ -275,6 +286,9 @@ class Arbiter:
         return self.house.phase is Phase.STOPPING and is_empty
 
     def _end(self) -> int:
+        self._turn_away.end()
+        if self._turn_away.count:
+            self.house.log.info("relay.turned_away", connections=self._turn_away.count)
         for client in self._stop_askers:
             self.house.control.reply(client, done())
         self.house.log.info("process.stopped", pid=os.getpid())

@@ -4,13 +4,14 @@ The channel is one AF_UNIX SOCK_SEQPACKET pair for each child; a packet is one J
 of at most 64 KiB, with descriptors as SCM_RIGHTS where said.
 
     child -> master  {"event": "ready"}               serving; the reload may go on
+                     {"event": "opening"}             not stuck: a large spool is copied
                      {"event": "failed", "text": …}   cannot serve; then it exits
                      {"event": "status", …}           a child's figures, at most every 2 s:
                         worker: {"connections": n, "queue": {"ready": n, …}, "oldest_s": s,
                                  "counters": {…cumulative snapshot…}, "upstreams": {…},
                                  "spool": {"ok": b, "text": …}}
                         admin:  {"admin": {"address": …, "listening": b, "text": …}, …}
-                     {"event": "callers" or "errors", "rows": […]}  news (serve.callers, observe.recent)
+                     {"event": "callers" or "errors", "rows": […]}  news, of all children
     master -> child  {"do": "drain"}                  graceful stop; then exit 0
                      {"do": "reclaim", "pid": n}      a worker died: take back its leases
                      {"do": "control", "request": {…}, "peer": {"uid": n, "pid": n}} + 1 fd:

@@ -6,6 +6,7 @@ it here would bring gevent, ssl and the rooms into the one process that must not
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -66,6 +67,10 @@ def give_birth(
             channel_fd=theirs.detach(),
             pulse=row_of_child,
         )
+        if crew.kind == "admin":
+            # SECURITY: its own copy it closes when it has read what it needs; secrets are in it.
+            with contextlib.suppress(OSError):
+                os.close(crew.config.fd)
         for one in crew.listening:
             # From here on the descriptor belongs to the child, not to this object.
             if crew.kind == "worker" and one.fd >= 0:

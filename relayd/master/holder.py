@@ -1,11 +1,15 @@
-"""Who holds a TCP port: the process, its systemd unit, and the command that ends it.
+"""Who holds a TCP port: the process, its systemd unit, and the command that frees the port.
 
-Source: proc_net(5), proc_pid_fd(5), proc_pid_cgroup(5).
+Only root sees the sockets of everybody, and under ProtectProc=invisible nobody sees another
+user's processes; the kernel's table of sockets still tells the user, so `unseen` names that one.
+
+Source: proc_net(5), proc_pid_fd(5), proc_pid_cgroup(5), systemd.unit(5).
 """
 
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import socket
 from collections.abc import Iterator
@@ -14,6 +18,9 @@ from typing import Final, NamedTuple
 
 _LISTENS: Final = "0A"
 _UNIT: Final = re.compile(r"/([^/]+)\.service(?:/|$)")
+_CONTAINERS: Final = frozenset({"docker", "containerd", "podman"})
+_SHELLS: Final = ("user@", "session-")
+"""Units of people who logged in: ending one throws its owner out, and frees the port by luck."""
 
 
 class Holder(NamedTuple):
@@ -27,16 +34,28 @@ class Holder(NamedTuple):
         """Return who it is and what to do, as one clause."""
         if self.pid == 1:
             return "held by systemd for a socket unit: see `systemctl list-sockets`"
-        end = f"systemctl disable --now {self.unit}" if self.unit else f"kill {self.pid}"
-        return f"held by {self.name} (pid {self.pid}): {end}"
+        return f"held by {self._title()} (pid {self.pid}): {self.end()}"
+
+    def end(self) -> str:
+        """Return the command that frees the port, for good where that can be said."""
+        if self.unit in _CONTAINERS or self.name == "docker-proxy":
+            return "see `docker ps` for the container that publishes it"
+        if not self.unit or self.unit.startswith(_SHELLS):
+            return f"kill {self.pid}"
+        return f"systemctl disable --now {'postfix' if self._is_postfix() else self.unit}"
+
+    def _is_postfix(self) -> bool:
+        """Tell whether it is Postfix; postfix@-.service is started by postfix.service, and again."""
+        return self.unit == "postfix" or self.unit.startswith("postfix@")
+
+    def _title(self) -> str:
+        """Return its name; that of Postfix's first process is only "master"."""
+        return f"postfix's {self.name}" if self._is_postfix() else self.name
 
 
 def holder_of(host: str, port: int, proc: Path = Path("/proc")) -> Holder | None:
-    """Return the process that keeps `host`:`port` from being bound; None if it is not shown.
-
-    Only root sees the sockets of everybody.
-    """
-    inodes = set(_inodes(host, port, proc))
+    """Return the process that keeps `host`:`port` from being bound; None if it is not shown."""
+    inodes = {inode for _, inode in _sockets(host, port, proc)}
     if not inodes:
         return None
     wanted = {f"socket:[{inode}]" for inode in inodes}
@@ -47,8 +66,22 @@ def holder_of(host: str, port: int, proc: Path = Path("/proc")) -> Holder | None
     return None
 
 
-def _inodes(host: str, port: int, proc: Path) -> Iterator[str]:
-    """Yield inodes of listening sockets at the port whose address meets `host`."""
+def unseen(host: str, port: int, proc: Path = Path("/proc")) -> str:
+    """Return what can be said of a holder that `holder_of` does not find, as one clause."""
+    users = sorted({uid for uid, _ in _sockets(host, port, proc)})
+    whose = f"a process of {' and '.join(map(_user, users))}" if users else "another process"
+    return f"held by {whose}; which one, as root: ss -ltnp 'sport = :{port}'"
+
+
+def _user(uid: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:  # one of a container's own
+        return f"uid {uid}"
+
+
+def _sockets(host: str, port: int, proc: Path) -> Iterator[tuple[int, str]]:
+    """Yield uid and inode of listening sockets at the port whose address meets `host`."""
     for table in ("net/tcp", "net/tcp6"):
         try:
             lines = (proc / table).read_text(encoding="ascii").splitlines()[1:]
@@ -60,7 +93,7 @@ def _inodes(host: str, port: int, proc: Path) -> Iterator[str]:
                 continue
             address, _, hex_port = fields[1].partition(":")
             if int(hex_port, 16) == port and _meets(_dotted(address), host):
-                yield fields[9]
+                yield int(fields[7]), fields[9]
 
 
 def _meets(theirs: str, ours: str) -> bool:

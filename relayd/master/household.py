@@ -38,6 +38,7 @@ class What(enum.Enum):
     """What became of a child."""
 
     READY = "ready"
+    OPENING = "opening"  # it starts still, and is not stuck: a large spool is copied
     FAILED = "failed"  # it said why it cannot serve
     DIED = "died"
 
@@ -290,6 +291,8 @@ class Household:
                 child.move(Life.READY)
                 self._log.info("child.ready", child=child.name, pid=child.pid)
                 self._news.append(News(What.READY, child))
+            case "opening" if child.life is Life.STARTING:
+                self._news.append(News(What.OPENING, child))
             case "failed":
                 text = str(members.get("text", ""))[:_LONGEST_TEXT]
                 child.reason = text

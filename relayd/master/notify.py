@@ -2,14 +2,16 @@
 
 The master says READY=1 when its first workers serve, RELOADING=1 with MONOTONIC_USEC while
 it changes configuration (and READY=1 after), STOPPING=1, WATCHDOG=1 at half of WATCHDOG_USEC,
-and STATUS= with one line for `systemctl status`. Listening sockets go into the fd store, so
-that a killed master's successor finds them.
+EXTEND_TIMEOUT_USEC where a drain or a migration takes longer than the unit may know, and
+STATUS= with one line for `systemctl status`. Listening sockets go into the fd store, so that a
+killed master's successor finds them.
 
 Source: sd_notify(3), sd_watchdog_enabled(3), sd_pid_notify_with_fds(3), systemd.service(5).
 """
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -47,6 +49,11 @@ class Notifier:
         """Say that a reload began; `ready` ends it."""
         usec = int(self._clock.monotonic() * 1_000_000)
         self._send(["RELOADING=1", f"MONOTONIC_USEC={usec}"])
+
+    def extend(self, seconds: float) -> None:
+        """Ask for patience: what is under way may need so long from now."""
+        if math.isfinite(seconds):
+            self._send([f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}"])
 
     def stopping(self) -> None:
         """Say that the end has begun."""

@@ -17,6 +17,7 @@ import math
 import os
 import signal
 from collections.abc import Callable
+from typing import Final
 
 from relayd.errors import ListenError
 from relayd.master import checker, sockets
@@ -28,6 +29,9 @@ from relayd.master.house import House, Phase
 from relayd.master.household import News, What
 from relayd.master.sockets import Bound
 from relayd.observe import logfmt
+
+_LONGEST_RISE_S: Final = 3600.0
+_SPARE_S: Final = 10.0
 
 
 class Step(enum.Enum):
@@ -115,7 +119,10 @@ class Reload:
         child, rising = news.child, self._rising
         if rising is None or child.generation != rising.generation or child.kind != "worker":
             return
-        if news.what is What.FAILED:
+        if news.what is What.OPENING:
+            later = self._house.now() + self._house.timings.ready_within_s
+            self.deadline = max(self.deadline, min(later, self._patience_ends))
+        elif news.what is What.FAILED:
             self._refuse([f"{child.name} cannot start: {news.text}"])
         elif (
             news.what is What.DIED
@@ -149,7 +156,11 @@ class Reload:
         self._loaded = verdict
         self.step, self.deadline = Step.WAITING, math.inf
         if former := self._former():
-            self._house.log.info("reload.waiting", workers=len(former))
+            house = self._house
+            house.log.info("reload.waiting", workers=len(former))
+            # `systemctl reload` waits for us, and by itself not as long as a drain may take.
+            last = max(child.deadline for child in former)
+            house.notifier.extend(last - house.now() + house.timings.ready_within_s + _SPARE_S)
 
     def _objections(self, verdict: Loaded) -> list[str]:
         """Return why a configuration that is right in itself cannot be put in force now."""
@@ -179,6 +190,7 @@ class Reload:
         self._rising = Crew("worker", number, loaded, opened.bound, loaded.settings.workers)
         self._loaded = None
         self.step, self.deadline = Step.RISING, now + house.timings.ready_within_s
+        self._patience_ends = now + _LONGEST_RISE_S
         house.household.crews.append(self._rising)
 
     def _watch(self, rising: Crew, now: float) -> None:

@@ -131,19 +131,28 @@ def _admin(household: Household) -> Json:
 
 def summary(current: Crew, household: Household, phase: str, upstreams: int) -> str:
     """Return the line for `systemctl status`."""
-    ready = len(current.ready())
     if upstreams == 0:
-        return "no upstream yet: add [upstream.NAME] to the configuration, then `relayd reload`"
-    parts = [phase, f"{ready} of {current.size} workers serve"]
-    parts.append(f"{household.board.connections()} connections")
+        return "not configured: relayd setup"
+    parts = ["serving" if phase == "running" else phase]
     workers = [c for c in household.children() if c.kind == "worker"]
     clock = _clock(workers)
     if isinstance(clock, Mapping) and clock.get("right") is False:
         parts.append("THE CLOCK IS WRONG, nothing is sent")
     queue = _latest(workers, "queue")
     if isinstance(queue, Mapping):
-        parts += [f"{count} {state}" for state, count in queue.items() if count]
+        parts += _queued(queue)
+    ready, size = len(current.ready()), current.size
+    parts.append(f"{size} workers" if ready == size else f"{ready} of {size} workers")
+    parts.append(f"{household.board.connections()} connections")
     return ", ".join(parts)
+
+
+def _queued(queue: Mapping[str, Json]) -> list[str]:
+    """Return what waits, and apart from it what waits for an administrator."""
+    counts = {state: count for state, count in queue.items() if isinstance(count, int)}
+    waiting = sum(counts.get(state, 0) for state in ("ready", "leased", "deferred"))
+    shown = [f"{waiting} queued"]
+    return shown + [f"{counts[state]} {state}" for state in ("held", "failed") if counts.get(state)]
 
 
 def refusal(last: Mapping[str, Json]) -> str:
@@ -157,7 +166,7 @@ def refusal(last: Mapping[str, Json]) -> str:
     first = str(problems[0])
     short = first if len(first) <= _LONGEST_PROBLEM else first[: _LONGEST_PROBLEM - 1] + "…"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"RELOAD REFUSED: {short}{more}; the old configuration is in force: "
+    return f"configuration refused: {short}{more}; the old one stays: "
 
 
 def _process(child: Child, household: Household, now: float) -> Frame:

@@ -25,11 +25,14 @@ from typing import Final, NamedTuple
 from relayd.clock import SYSTEM
 from relayd.config.model import Listener
 from relayd.errors import ListenError
-from relayd.master.holder import holder_of
+from relayd.master.holder import holder_of, unseen
 
 BACKLOG: Final = 1024
 KEPT_PREFIX: Final = "kept-"
 """Names in systemd's fd store begin so: they are matched by address, never by name."""
+
+NEEDS_RESTART: Final = "that change needs a restart"
+"""In a refusal: 127.0.0.1:25 and 0.0.0.0:25 cannot be had both while one takes over the other."""
 
 _FIRST_FD: Final = 3
 _RETRY_S: Final = 0.05
@@ -333,11 +336,11 @@ def _why(address: Address, listener: str, error: OSError, ours: Callable[[int], 
 def _held(address: Address, ours: Callable[[int], bool]) -> str:
     holder = holder_of(address.host, address.port)
     if holder is None:
-        return f"in use by another process; as root, `ss -ltnp sport = :{address.port}` names it"
+        return unseen(address.host, address.port)
     if ours(holder.pid):
         return (
-            "held by this relayd under another address of the same port; "
-            "that change needs a restart: systemctl restart relayd"
+            f"held by this relayd under another address of the same port; {NEEDS_RESTART}: "
+            "systemctl restart relayd"
         )
     return holder.advice()
 

@@ -7,6 +7,7 @@ The configuration file is JSON: {"hostname": â€¦, "workers": n, "addresses": [â€
 
     die      exit 3 at birth          fail   say "failed", then exit 69
     mute     never say "ready"        stay   ignore drain and SIGTERM
+    slow     say "opening" until there is a file "opened", then "ready"
 """
 
 from __future__ import annotations
@@ -101,6 +102,11 @@ class Fake:
         if behaviour == "fail":
             self.channel.send({"event": "failed", "text": "no spool today"})
             return 69
+        if behaviour == "slow":
+            while not (self.folder / "opened").exists():
+                self.channel.send({"event": "opening"})
+                self.context.pulse.beat()
+                time.sleep(0.01)
         if behaviour != "mute":
             self.channel.send({"event": "ready"})
         while not (self.is_leaving and not self.sessions) and time.monotonic() < self.leave_at:

@@ -144,13 +144,31 @@ def test_sigterm_finishes_sessions_first(relay: Relay) -> None:
     port = relay.port()
     with relay.connect() as session:
         relay.signal(signal.SIGTERM)
-        relay.until(lambda: _is_refused(port), "new connections are refused")
+        relay.until(lambda: _first_word(port) == "421", "new connections are told to come later")
         session.say("ping")
         assert session.read_line() == "pong\n"
         assert is_alive(relay.pid)
     assert relay.wait_exit() == 0
+    assert _first_word(port) == "refused"
+    assert relay.lines("relay.turned_away")
     assert not (relay.folder / "control.sock").exists()
     assert not (relay.folder / "relayd.pid").exists()
+
+
+def test_who_waits_in_the_backlog_at_a_stop_is_answered_and_not_reset(relay: Relay) -> None:
+    relay.config |= {"graceful_s": 0.5}
+    relay.start_and_wait()
+    port = relay.port()
+    for pid in relay.workers():
+        os.kill(pid, signal.SIGSTOP)  # busy: nobody takes from the backlog
+    waiting = [socket.create_connection(("127.0.0.1", port), timeout=25) for _ in range(50)]
+    waiting[0].sendall(b"EHLO talks.first\r\n")
+    relay.signal(signal.SIGTERM)
+    for sock in waiting:
+        with sock:
+            assert sock.recv(100).startswith(b"421 4.3.2 ")
+            assert sock.recv(100) == b""
+    assert relay.wait_exit() == 0
 
 
 def test_sigterm_has_a_deadline(relay: Relay) -> None:
@@ -399,7 +417,11 @@ def test_systemd_hears_ready_status_and_stopping(relay: Relay) -> None:
         }
         relay.start()
         heard = _hear(
-            systemd, "READY=1", "WATCHDOG=1", "STATUS=running, 2 of 2 workers serve", "FDSTORE=1"
+            systemd,
+            "READY=1",
+            "WATCHDOG=1",
+            "STATUS=serving, 3 queued, 1 held, 2 workers",
+            "FDSTORE=1",
         )
         assert f"MAINPID={relay.pid}" in heard
         assert "FDNAME=kept-127.0.0.1-0" in heard
@@ -419,10 +441,10 @@ def test_systemd_hears_why_a_reload_was_refused_until_one_is_done(relay: Relay) 
         _hear(systemd, "READY=1")
         relay.write(problems=["line 3: no such key"])
         assert relay.ask(command="reload")["ok"] is False
-        _hear(systemd, "STATUS=RELOAD REFUSED: line 3: no such key; ")
+        _hear(systemd, "STATUS=configuration refused: line 3: no such key; the old one stays: ")
         relay.write(problems=[])
         assert relay.ask(command="reload")["ok"] is True
-        _hear(systemd, "STATUS=running, 2 of 2 workers serve")
+        _hear(systemd, "STATUS=serving, 3 queued, 1 held, 2 workers")
 
 
 def _hear(systemd: socket.socket, *wanted: str) -> str:
@@ -451,14 +473,13 @@ def _start_with_socket(relay: Relay, given: socket.socket, name: str) -> None:
     )
 
 
-def _is_refused(port: int) -> bool:
+def _first_word(port: int) -> str:
+    """Return what a new connection hears first; "refused", or "" for an end without a word."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5):
-            return False
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
+            return sock.recv(100).decode().partition(" ")[0]
     except ConnectionRefusedError:
-        return True
-    except OSError:
-        return False
+        return "refused"
 
 
 def _state(pid: int) -> str:

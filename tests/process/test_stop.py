@@ -113,6 +113,28 @@ def test_while_stopping_high_priority_leaves_and_the_rest_is_kept(
 
 
 @pytest.mark.slow(6)
+@pytest.mark.timeout(120)
+def test_a_stop_that_is_hurried_on_its_way_is_obeyed_by_the_workers_themselves(
+    tmp_path: Path, sandbox: SandboxProcess
+) -> None:
+    """They close the spool in order; before, the master had to kill them 5 s later."""
+    with a_relay(tmp_path, sandbox) as relay:
+        with smtplib.SMTP("127.0.0.1", relay.port, "device.test", timeout=60) as device:
+            device.ehlo()
+            device.mail("device@contoso.com")
+            os.kill(relay.pid, signal.SIGTERM)
+            wait_until(lambda: relay.status().get("state") == "stopping")
+            assert relay.lines("process.cut") == []
+            os.kill(relay.pid, signal.SIGINT)
+            assert relay.process is not None
+            assert relay.process.wait(30) == 0
+            device.close()
+        assert len(relay.lines("process.cut")) == 1
+        assert relay.lines("child.killed") == []
+        assert relay.lines("child.died") == []
+
+
+@pytest.mark.slow(6)
 @pytest.mark.timeout(180)
 def test_a_full_disk_refuses_low_priority_first_and_high_last(
     tmp_path: Path, sandbox: SandboxProcess

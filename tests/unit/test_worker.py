@@ -41,6 +41,8 @@ def run_worker(
     *,
     orders: Sequence[dict[str, str]] = (),
     before: Callable[[], None] | None = None,
+    prelude: str = "",
+    script: str = SCRIPT,
 ) -> tuple[int, list[dict[str, object]]]:
     """Run one until it ends; returns its exit code and what it told the master."""
     import socket  # noqa: PLC0415  this process is patched by other tests; here it must not matter
@@ -53,7 +55,7 @@ def run_worker(
         ours.send(json.dumps(order).encode())
     try:
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(memfd), str(theirs.fileno())],
+            [sys.executable, "-c", prelude + script, str(memfd), str(theirs.fileno())],
             pass_fds=(memfd, theirs.fileno()),
             capture_output=True,
             timeout=15,
@@ -97,3 +99,64 @@ def test_a_disk_that_fails_at_the_start_does_not_keep_it_from_answering_451(
 
     assert code == 0
     assert "ready" in [one["event"] for one in told]
+
+
+FAILS_ONCE = """
+import os, signal
+import relayd.worker as worker
+
+worker._TELL_S = 0.01
+figures, calls = worker.Operator.figures, []
+
+def failing(self):
+    calls.append(1)
+    if len(calls) == 1:
+        raise ZeroDivisionError
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return figures(self)
+
+worker.Operator.figures = failing
+"""
+SLOW_TO_OPEN = """
+import gevent
+import relayd.worker as worker
+
+worker._TELL_S = worker._BEAT_S = 0.01
+opened = worker._open_spool
+
+def slowly(*arguments):
+    wanted = [0]
+    while wanted[0] < 3:
+        gevent.idle()
+        wanted[0] = len(beats)
+    return opened(*arguments)
+
+worker._open_spool = slowly
+beats = []
+"""
+
+
+def a_config(folder: Path) -> Config:
+    folder.chmod(0o700)
+    return Config(
+        server=Server(runtime_dir=str(folder)), spool=Spool(url=f"sqlite://{folder}/spool.db")
+    )
+
+
+@pytest.mark.slow(2)
+def test_a_report_that_fails_is_not_the_last(tmp_path: Path) -> None:
+    code, told = run_worker(a_config(tmp_path), prelude=FAILS_ONCE)
+    assert code == 0
+    assert "status" in [one["event"] for one in told]
+
+
+@pytest.mark.slow(2)
+def test_a_spool_that_takes_long_to_open_is_told_of_while_the_worker_beats(tmp_path: Path) -> None:
+    script = SCRIPT.replace("def beat(self): pass", "def beat(self): beats.append(1)")
+    code, told = run_worker(
+        a_config(tmp_path), prelude=SLOW_TO_OPEN, orders=[{"do": "drain"}], script=script
+    )
+    assert code == 0
+    events = [one["event"] for one in told]
+    assert "opening" in events[: events.index("ready")]

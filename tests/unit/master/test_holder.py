@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from relayd.master.holder import Holder, holder_of
+from relayd.master.holder import Holder, holder_of, unseen
 
 TCP = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid …
    0: 00000000:0019 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0
@@ -44,6 +44,34 @@ def test_a_program_without_a_unit_is_named_with_its_pid(tmp_path: Path) -> None:
     holder = holder_of("0.0.0.0", 25, fake_proc(tmp_path, 4711, "0::/user.slice\n"))
     assert holder is not None
     assert holder.advice() == "held by exim4 (pid 123): kill 123"
+
+
+@pytest.mark.parametrize(
+    ("unit", "name", "advice"),
+    [
+        ("postfix@-", "master", "postfix's master (pid 9): systemctl disable --now postfix"),
+        ("postfix", "master", "postfix's master (pid 9): systemctl disable --now postfix"),
+        ("relayd@lab", "relayd", "relayd (pid 9): systemctl disable --now relayd@lab"),
+        ("user@1000", "python3", "python3 (pid 9): kill 9"),
+        ("docker", "docker-proxy", "docker-proxy (pid 9): see `docker ps`"),
+        ("", "docker-proxy", "docker-proxy (pid 9): see `docker ps`"),
+    ],
+)
+def test_the_command_ends_what_holds_the_port_and_nothing_around_it(
+    unit: str, name: str, advice: str
+) -> None:
+    assert Holder(9, name, unit).advice().startswith(f"held by {advice}")
+
+
+def test_of_a_holder_that_is_not_shown_the_user_is(tmp_path: Path) -> None:
+    proc = fake_proc(tmp_path, 1)
+    assert unseen("0.0.0.0", 25, proc) == (
+        "held by a process of user root; which one, as root: ss -ltnp 'sport = :25'"
+    )
+    tcp = proc / "net/tcp"
+    tcp.write_text(tcp.read_text().replace("00000000     0        0 4711", "0 4294967294 0 4711"))
+    assert "a process of uid 4294967294;" in unseen("0.0.0.0", 25, proc)
+    assert unseen("0.0.0.0", 26, proc).startswith("held by another process; which one, as root:")
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,9 @@ def test_each_word_is_one_datagram(systemd: socket.socket) -> None:
     assert systemd.recv(500) == b"STOPPING=1"
     notify.watchdog()
     assert systemd.recv(500) == b"WATCHDOG=1"
+    notify.extend(float("inf"))
+    notify.extend(1.5)
+    assert systemd.recv(500) == b"EXTEND_TIMEOUT_USEC=1500000"
     notify.forget("kept-a")
     assert systemd.recv(500) == b"FDSTOREREMOVE=1\nFDNAME=kept-a"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +82,33 @@ def test_who_asks_meanwhile_hears_of_the_next(master: Master) -> None:
     reload.ask(A_CLIENT)
     master.until(lambda: len(master.replies) == 3)
     assert master.house.current.generation == 3
+
+
+def test_workers_that_copy_a_large_spool_are_waited_for(master: Master) -> None:
+    timings = dataclasses.replace(master.house.timings, ready_within_s=0.1)
+    master.house.launch = dataclasses.replace(master.house.launch, timings=timings)
+    master.write(behaviour="slow")
+    reload = master.arbiter._reload
+    reload.ask(A_CLIENT)
+    master.until(lambda: reload.step is Step.RISING)
+    late = reload.deadline + 0.2
+    master.until(lambda: master.house.now() > late)
+    assert master.replies == []
+    (master.folder / "opened").touch()
+    master.until(lambda: master.replies)
+    assert master.replies[0]["ok"] is True
+
+
+def test_but_not_for_ever(master: Master) -> None:
+    timings = dataclasses.replace(master.house.timings, ready_within_s=0.1)
+    master.house.launch = dataclasses.replace(master.house.launch, timings=timings)
+    master.write(behaviour="slow")
+    reload = master.arbiter._reload
+    reload.ask(A_CLIENT)
+    master.until(lambda: reload.step is Step.RISING)
+    reload._patience_ends = master.house.now()
+    master.until(lambda: master.replies)
+    assert "not ready within" in str(master.replies[0]["problems"])
 
 
 def test_a_stop_answers_all_who_wait(master: Master) -> None:

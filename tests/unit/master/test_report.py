@@ -166,11 +166,16 @@ def test_totals_add_the_living_and_the_dead(household: Household) -> None:
 
 def test_the_line_for_systemd_says_how_many_serve_and_what_waits(household: Household) -> None:
     crew = a_crew()
-    a_worker(crew, 1, queue={"ready": 3, "held": 0})
+    queue: dict[str, Json] = {"ready": 3, "deferred": 2, "held": 1, "failed": 0, "sent": 99}
+    a_worker(crew, 1, queue=queue)
     household.crews = [crew]
     line = report.summary(crew, household, "running", upstreams=1)
-    assert line == "running, 1 of 2 workers serve, 0 connections, 3 ready"
-    assert report.summary(crew, household, "running", upstreams=0).startswith("no upstream yet")
+    assert line == "serving, 5 queued, 1 held, 1 of 2 workers, 0 connections"
+    a_worker(crew, 2, queue={"ready": 0})
+    line = report.summary(crew, household, "reload: checking", upstreams=1)
+    assert line == "reload: checking, 0 queued, 2 workers, 0 connections"
+    line = report.summary(crew, household, "running", upstreams=0)
+    assert line == "not configured: relayd setup"
 
 
 def test_the_line_begins_with_a_refused_reload_until_one_is_done() -> None:
@@ -178,7 +183,7 @@ def test_the_line_begins_with_a_refused_reload_until_one_is_done() -> None:
     assert report.refusal({"result": "done", "problems": []}) == ""
     refused: dict[str, Json] = {"result": "refused", "problems": ["relayd.toml:3: x: unknown key"]}
     assert report.refusal(refused) == (
-        "RELOAD REFUSED: relayd.toml:3: x: unknown key; the old configuration is in force: "
+        "configuration refused: relayd.toml:3: x: unknown key; the old one stays: "
     )
     line = report.refusal({"result": "refused", "problems": ["p" * 999, "q"]})
     assert "p… (and 1 more)" in line
