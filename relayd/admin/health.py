@@ -93,7 +93,7 @@ def _spool(status: Frame) -> Check:
 
 def _upstreams(status: Frame) -> Check:
     if not status.get("upstreams_configured"):
-        text = "no upstream yet: add [upstream.NAME] to the configuration, then `relayd reload`"
+        text = "not configured yet, mail is answered 451 4.3.5: relayd setup"
         return Check(ok=False, text=text)
     upstreams = status.get("upstreams")
     rows = upstreams if isinstance(upstreams, Mapping) else {}

@@ -57,7 +57,7 @@ SMTP: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "451 4.3.5": (
         "no upstream is configured yet",
-        "add [upstream.NAME] to relayd.toml, then relayd reload",
+        "relayd setup asks for what it needs and writes it; the steps stand in docs/first-run.md",
     ),
     "452 4.3.1": (
         "the spool's disk is too full to take mail",

@@ -158,7 +158,7 @@ def _spool(config: Config) -> Iterator[Problem]:
 
 def _nothing_to_do(config: Config) -> Iterator[Problem]:
     if not config.upstream:
-        text = "nothing can be sent yet: add [upstream.NAME]; until then MAIL is answered 451"
+        text = "nothing can be sent yet, MAIL is answered 451 4.3.5; next step: relayd setup"
         yield Problem((), text)
 
 

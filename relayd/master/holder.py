@@ -45,7 +45,7 @@ class Holder(NamedTuple):
         return f"systemctl disable --now {'postfix' if self._is_postfix() else self.unit}"
 
     def _is_postfix(self) -> bool:
-        """Tell whether it is Postfix; postfix@-.service is started by postfix.service, and again."""
+        """Tell whether it is Postfix; what counts is postfix.service, which starts postfix@-."""
         return self.unit == "postfix" or self.unit.startswith("postfix@")
 
     def _title(self) -> str:

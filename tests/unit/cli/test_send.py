@@ -171,7 +171,7 @@ def test_a_file_that_cannot_be_read_is_named(
 @pytest.mark.parametrize(
     ("word", "reply", "told"),
     [
-        ("MAIL", "451 4.3.5 Relay is not configured yet", "add [upstream.NAME]"),
+        ("MAIL", "451 4.3.5 Relay is not configured yet", "do: relayd setup"),
         ("RCPT", "550 5.7.1 Relaying denied", "allow_to of the [[device]]"),
         ("DATA", "554 5.5.1 No valid recipients", "no recipient was accepted"),
         ("DOT", "552 5.3.4 Message too large", "larger than its way out carries"),
