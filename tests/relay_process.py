@@ -17,6 +17,9 @@ from typing import Any, Self
 from relayd.master import client as control
 from relayd.master.client import NotRunning
 
+PYTHON = os.environ.get("RELAYD_PYTHON", sys.executable)
+"""What runs relayd and its sandbox; `make test` has some tests once more on Debian's own Python."""
+
 CONFIG = """
 [server]
 hostname = "relay.test"
@@ -154,7 +157,7 @@ class RelayProcess:
         """Start it and wait until it serves. program: what Python is to run."""
         with self.log_path.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, *program, "run", "--config", str(self.path)],
+                [PYTHON, *program, "run", "--config", str(self.path)],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -190,7 +193,7 @@ class RelayProcess:
     def cli(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run `relayd WORDS --config ours`."""
         done = subprocess.run(
-            [sys.executable, "-m", "relayd", *words, "--config", str(self.path)],
+            [PYTHON, "-m", "relayd", *words, "--config", str(self.path)],
             capture_output=True,
             text=True,
             timeout=60,

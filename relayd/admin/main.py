@@ -49,7 +49,7 @@ _BACKLOG: Final = 64
 def main(context: ChildContext) -> int:
     """Serve until told to go; the exit status of the child."""
     setproctitle.setproctitle("relayd: admin")
-    config = codec.loads(os.pread(context.config_fd, os.fstat(context.config_fd).st_size, 0))
+    config = public_part(context.config_fd)
     logging.configure(config.log, process="admin")
     channel = Channel(socket.socket(fileno=context.channel_fd))
     channel.sock.setblocking(False)
@@ -67,6 +67,16 @@ def main(context: ChildContext) -> int:
         logging.close()
         channel.close()
     return 0
+
+
+def public_part(fd: int) -> Config:
+    """Return what this process needs of the configuration in `fd`, which is closed.
+
+    SECURITY: who talks to strangers keeps no client secret and no password's hash.
+    """
+    whole = codec.loads(os.pread(fd, os.fstat(fd).st_size, 0))
+    os.close(fd)
+    return Config(server=whole.server, admin=whole.admin, log=whole.log)
 
 
 class Daemon:

@@ -67,7 +67,7 @@ def give_birth(
             channel_fd=theirs.detach(),
             pulse=row_of_child,
         )
-        if crew.kind == "admin":
+        if crew.kind == "admin" and context.config_fd != crew.config.fd:
             # SECURITY: its own copy it closes when it has read what it needs; secrets are in it.
             with contextlib.suppress(OSError):
                 os.close(crew.config.fd)

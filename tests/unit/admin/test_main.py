@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from relayd.admin.main import Daemon, listen, names, words
+from relayd.admin.main import Daemon, listen, names, public_part, words
 from relayd.config import codec
-from relayd.config.model import Admin, Config, Log, Server
+from relayd.config.model import Admin, Config, Log, Secret, Server, Upstream
 from relayd.master.channel import Channel
 from relayd.master.frames import Frame
 from tests.relay_process import free_port, wait_until
@@ -182,6 +182,18 @@ def test_the_main_function_serves_until_sigterm_without_gevent(tmp_path: Path) -
     assert [line.split()[0] for line in lines.splitlines()] == [
         "process.started", "admin.bound", "log.reopened", "process.stopped",
     ]  # fmt: skip
+
+
+def test_secrets_are_not_kept() -> None:
+    upstream = Upstream(name="contoso", client_secret=Secret("hunter2"))
+    config = Config(server=Server(hostname="relay.test"), upstream=(upstream,))
+    memfd = os.memfd_create("config")
+    os.write(memfd, codec.dumps(config))
+    os.lseek(memfd, 0, os.SEEK_SET)
+    kept = public_part(memfd)
+    assert (kept.server, kept.admin, kept.upstream) == (config.server, config.admin, ())
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(memfd)
 
 
 def test_ipv6_is_listened_on_without_its_ipv4_twin() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -94,5 +95,32 @@ def test_cached_gets_no_listener() -> None:
     packet = child.channel.receive()
     assert packet is not None
     assert (packet.members["listeners"], packet.members["title"]) == ([], "relayd: cached")
+    child.channel.close()
+    loaded.close()
+
+
+def tell_configurations(context: ChildContext) -> int:
+    """Say which descriptors of a configuration are open here."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if "relayd-config" in os.readlink(f"/proc/self/fd/{name}"):
+                found.append(int(name))
+    with socket.socket(fileno=context.channel_fd) as sock:
+        Channel(sock).send({"open": found, "own": context.config_fd})
+    return 0
+
+
+def test_admin_has_no_descriptor_of_the_configuration_but_the_one_it_will_close() -> None:
+    octets = codec.dumps(Config())
+    loaded = Loaded(parse(octets), sealed(octets))
+    child = give_birth(
+        Crew("admin", 1, loaded, (), 1), 0, serial=1, row=0, board=Board(),
+        entry=f"{__name__}:tell_configurations", now=0.0, mine=[],
+    )  # fmt: skip
+    spawn.wait(child.pid, PATIENCE_S)
+    packet = child.channel.receive()
+    assert packet is not None
+    assert packet.members["open"] == [packet.members["own"]]
     child.channel.close()
     loaded.close()
