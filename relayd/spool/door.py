@@ -61,6 +61,7 @@ T = TypeVar("T")
 
 _MICROS: Final = 1_000_000
 _SCHEME: Final = "sqlite://"
+_HEALTH_S: Final = 1.0
 _JUMP_S: Final = 3600.0
 _SET_BACK_S: Final = 5.0
 _DAY_S: Final = 86_400.0
@@ -198,6 +199,9 @@ class SqliteDoor:
         except BaseException:
             self._let_go()
             raise
+        if core.migrated is not None:
+            was, now, copy = core.migrated
+            log.info("spool.migrated", was=was, now=now, copy=copy)
         self._ids = Ids(lane, clock, newest=newest)
         with contextlib.suppress(SpoolUnavailable):  # the disk fails: mail gets 451 until it works
             self.ask(ReadWork())  # brings the Holds along
@@ -218,10 +222,23 @@ class SqliteDoor:
             self._ids.next(), accept=self._accept, files=self._files, shelf=self._core.shelf
         )
 
+    def trouble(self) -> str:
+        """Return why mail cannot be kept now, "" when it can; tries a failed disk once more."""
+        try:
+            if self._flusher.is_closed or self._core.trouble is not None:
+                self.ask(ReadWork(), deadline=self._clock.monotonic() + _HEALTH_S)
+            self._space.check(priority=1)
+        except (SpoolUnavailable, OSError) as error:
+            return str(error)
+        finally:
+            self._tell_space()
+        return "the file system is read-only" if self._space.is_read_only else ""
+
     def _tell_space(self) -> None:
         if self._space.free_bytes != self._told_free:
             self._told_free = self._space.free_bytes
             metrics.gauge("relayd_spool_free_bytes", self._told_free)
+            metrics.gauge("relayd_spool_reserve_bytes", self._space.floor_bytes)
 
     def set_taker(self, taker: Taker) -> None:
         """Name who delivers here."""

@@ -51,7 +51,11 @@ def test_all_well_is_ready_and_says_what_was_looked_at() -> None:
         ({"listeners": []}, "listeners", "none is open"),
         ({"spool": None}, "spool", "no worker has told of it yet"),
         ({"spool": {"ok": False, "text": "disk full"}}, "spool", "disk full"),
-        ({"upstreams_configured": 0}, "upstreams", "not configured yet, mail is answered 451 4.3.5: relayd setup"),
+        (
+            {"upstreams_configured": 0},
+            "upstreams",
+            "not configured yet, mail is answered 451 4.3.5: relayd setup",
+        ),
     ],
 )
 def test_what_keeps_mail_from_being_taken_is_named(changes: Frame, check: str, text: str) -> None:

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from relayd.clock import SYSTEM
 from relayd.config.model import Spool
 from relayd.errors import ConfigError, SpoolFull, SpoolUnavailable
+from relayd.observe import metrics
 from relayd.spool.door import SqliteDoor, open_spool, spool_path
 from relayd.spool.model import State
 from relayd.spool.queries import Filter
@@ -87,7 +88,10 @@ def test_too_little_room_refuses_before_the_first_octet(tmp_path: Path) -> None:
         door.draft()
     door.draft(priority=0).discard()
     assert door.free_bytes > 0
+    assert "octets free" in door.trouble()
+    assert metrics.snapshot()["relayd_spool_reserve_bytes"][""] == int(free * 1.5)
     backend.close()
+    assert "closed" in door.trouble()
 
 
 # -- deadlines ------------------------------------------------------------------------------
@@ -216,7 +220,9 @@ def test_a_disk_that_fails_is_told_once_and_so_is_its_recovery(
                 put(door, backend.clock, octets=bytes(60_000))
         with pytest.raises(SpoolFull):
             door.draft()
+        assert "full" in door.trouble()
         backend.clock.advance(5)
+        assert door.trouble() == ""  # it has looked, though no mail came
         put(door, backend.clock, octets=bytes(60_000))
     assert [one["event"] for one in logs] == ["spool.unhealthy", "spool.healthy"]
 
