@@ -214,7 +214,7 @@ def since(text: str) -> str:
 def list_(options: argparse.Namespace) -> int:
     """Show deliveries."""
     request = {"command": "queue.list", "limit": options.limit, **filter_of(options)}
-    pages = (_rows(page.get("messages")) for page in _look(options, request))
+    pages = (_rows(page.get("messages")) for page in look(options, request))
     if options.json:
         _print_array(itertools.chain.from_iterable(pages))
         return command_line.OK
@@ -382,11 +382,11 @@ def resend(options: argparse.Namespace) -> int:
 
 
 def _story(options: argparse.Namespace) -> Frame:
-    (story,) = _look(options, {"command": "queue.show", "id": options.id})
+    (story,) = look(options, {"command": "queue.show", "id": options.id})
     return story
 
 
-def _look(options: argparse.Namespace, request: Frame) -> Iterator[Frame]:
+def look(options: argparse.Namespace, request: Frame) -> Iterator[Frame]:
     """Ask the daemon; when nobody listens there, read the spool ourselves."""
     if not _is_down(daemon.control_path(options.config)):
         return ask_each(options, request, timeout_s=_WITHIN_S)
