@@ -79,6 +79,8 @@ COMMANDS: Final = (
     Command("send", "relayd.cli.send", "send a test mail through the running relay", "mail"),
     Command("device", "relayd.cli.device", "addresses that need no password", "who may send"),
     Command("user", "relayd.cli.user", "names and passwords devices log in with", "who may send"),
+    Command("secret", "relayd.cli.secret", "client secrets, kept safe", "Microsoft 365"),
+    Command("token", "relayd.cli.token", "test, refresh or drop access tokens", "Microsoft 365"),
     Command(
         "sandbox",
         "relayd.cli.sandbox",

@@ -29,6 +29,9 @@ _NAMED: Final = frozenset({Upstream, Cloud})  # [upstream.NAME]: the name stands
 _FORMS: Final = ("_file", "_env", "_credential")
 _HASHES: Final = frozenset({(User, "password_hash")})  # may be seen by others, with a warning
 _FOR_OTHERS: Final = 0o004
+UNIT_CREDENTIALS: Final = "/run/credentials/relayd.service"
+"""Where systemd keeps the unit's credentials while it runs; root may read them."""
+
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _CREDENTIAL: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _FILE: Final = re.compile(r"[\w./@:+-]{1,4096}")
@@ -213,6 +216,8 @@ class _Builder:
             return self._not_empty(self.environment[word], f"${word}")
         if form == "_credential":
             folder = self.environment.get("CREDENTIALS_DIRECTORY", "")
+            if not folder and os.path.isdir(UNIT_CREDENTIALS):
+                folder = UNIT_CREDENTIALS  # a command of root's, beside the running unit
             if not _CREDENTIAL.fullmatch(word):
                 raise Wrong("no name of a systemd credential; write it without a path")
             if not folder:

@@ -249,10 +249,15 @@ def _times(config: Config) -> Iterator[Problem]:
         yield Problem(("server", "graceful_timeout"), text)
 
 
+def is_secret_id(text: str) -> bool:
+    """Tell whether this is the ID Entra shows beside a client secret, and not its value."""
+    return _GUID.fullmatch(text) is not None
+
+
 def _credential(upstream: Upstream, today: date) -> Iterator[Problem]:
     path = ("upstream", upstream.name)
     for key in ("client_secret", "next_client_secret"):
-        if _GUID.fullmatch(getattr(upstream, key).reveal()):
+        if is_secret_id(getattr(upstream, key).reveal()):
             text = (
                 "looks like the secret's ID; the portal shows the value, once, in the next column"
             )

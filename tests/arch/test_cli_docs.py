@@ -7,6 +7,7 @@ line "Exit:" the codes of its help. Keys of JSON are compared with what the code
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
 import typing
@@ -201,6 +202,18 @@ def test_keys_of_users_are_documented(tmp_path: Path, capsys: pytest.CaptureFixt
     assert keys(section("relayd user add")) == list(printed(capsys))
     relayd("--json", "--config", str(config), "user", "list")
     assert keys(section("relayd user list")) == list(printed(capsys)[0])
+
+
+def test_keys_of_secrets_are_documented(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ("--config", str(tmp_path / "relayd.toml"))
+    (tmp_path / "relayd.toml").touch()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"s3cret")))
+    relayd(*config, "--json", "secret", "set", "contoso", "--stdin")
+    assert keys(section("relayd secret set")) == list(printed(capsys))
+    relayd(*config, "--json", "secret", "list")
+    assert set(keys(section("relayd secret list"))) == set(printed(capsys)[0])
 
 
 def test_keys_of_devices_are_documented(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -178,6 +178,14 @@ def test_a_secret_comes_from_one_of_four_places(tmp_path: Path) -> None:
     assert secret_of("") == Secret()
 
 
+def test_a_command_beside_the_running_unit_reads_the_units_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "contoso").write_text("geheim\n")
+    monkeypatch.setattr("relayd.config.build.UNIT_CREDENTIALS", str(tmp_path))
+    assert secret_of('client_secret_credential = "contoso"') == Secret("geheim")
+
+
 def test_a_relative_file_counts_from_the_configurations_folder(tmp_path: Path) -> None:
     (tmp_path / "contoso").write_text("geheim\r\n")
     text = UPSTREAM + 'client_secret_file = "contoso"'
