@@ -11,11 +11,11 @@ import json
 import os
 import select
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from tests.relay_process import PYTHON
 from tests.sandbox_client import SandboxClient
 
 _START_S = 20.0
@@ -124,7 +124,7 @@ def start_sandbox(
     log_path = folder / "sandbox.log"
     with log_path.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "relayd", "sandbox", *arguments, *more],
+            [PYTHON, "-m", "relayd", "sandbox", *arguments, *more],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
