@@ -96,7 +96,7 @@ def test_a_mail_is_handed_in_with_its_dots_doubled() -> None:
     assert outcome.ids == ["1JV7SEQSLMJCW"]
     assert outcome.refused == {}
     assert relay.said[1:5] == [
-        b"MAIL FROM:<root> SIZE=23", b"RCPT TO:<a@b.c>", b"DATA",
+        b"MAIL FROM:<root> SIZE=24", b"RCPT TO:<a@b.c>", b"DATA",
         b"Subject: x\r\n\r\n..one\r\n...\r\n",
     ]  # fmt: skip
 
