@@ -89,6 +89,8 @@ class FakeDesk:
         return ContentTerms(self.limit, lf_dot=self.lf_dot)
 
     def on_piece(self, octets: bytes) -> None:
+        if "piece" in self.trouble:
+            raise self.trouble["piece"]
         self._open += octets
 
     def on_end(self, end: ContentEnd) -> Reply:

@@ -163,7 +163,7 @@ class Verifier:
         return Unavailable(f"no turn to verify a password within {self._wait_s:g} s")
 
     def close(self) -> None:
-        """Let the thread go; logins after it are Unavailable."""
+        """Let the thread go; a login after it starts another."""
         self._pool.kill()
 
     def _at_once(self, attempt: _Attempt) -> Verdict | None:

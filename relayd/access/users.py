@@ -12,11 +12,12 @@ Source: rename(2), fsync(2).
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import os
 import secrets
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final, TypeAlias, cast
 
@@ -44,6 +45,11 @@ _OPENING: Final = "# Written by `relayd user`; comments in here are not kept.\n"
 
 Stamp: TypeAlias = "tuple[int, int, int, int] | None"
 
+_PASSING: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE}
+)
+"""Why a file may be unreadable now and not be refused for it: nothing in it has changed."""
+
 
 def path_in(config: Config) -> str:
     """Return where the users of this configuration are kept."""
@@ -53,13 +59,14 @@ def path_in(config: Config) -> str:
 class Users:
     """Looks users up by name; one for each worker. Never raises."""
 
-    __slots__ = ("_configured", "_kept", "_path", "_stamp")
+    __slots__ = ("_complained", "_configured", "_kept", "_path", "_stamp")
 
     def __init__(self, config: Config) -> None:
         self._configured = {user.name: user for user in config.user}
         self._path = path_in(config)
         self._kept: dict[str, User] = {}
         self._stamp: Stamp = None
+        self._complained = False
         self.refresh()
 
     def find(self, name: str) -> User | None:
@@ -71,29 +78,49 @@ class Users:
         return tuple((self._kept | self._configured).values())
 
     def refresh(self) -> None:
-        """Read the file again if it is another than before; call before judging a login."""
-        stamp = _stamp(self._path)
+        """Read the file again if it is another than before; call before judging a login.
+
+        What cannot be read just now (no descriptor left, a disk error) leaves the users known
+        before in force, and is tried again at the next login.
+        """
+        try:
+            stamp = _stamp(self._path)
+        except OSError as error:
+            self._complain([f"{self._path} cannot be looked at: {error.strerror}"])
+            return
         if stamp == self._stamp:
             return
-        self._stamp = stamp
-        if stamp is None:
-            self._kept = {}
-            return
         try:
-            users = read_users(self._path)
+            users = read_users(self._path) if stamp is not None else ()
         except ConfigError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in _PASSING:
+                self._complain(error.problems)
+                return
+            self._stamp = stamp
             log.warning("users.refused", path=self._path, problems=error.problems)
             return
+        self._stamp = stamp
+        self._complained = False
         for name in sorted(self._configured.keys() & {user.name for user in users}):
             log.warning("users.hidden", user=name, path=self._path)
         self._kept = {user.name: user for user in users}
 
+    def _complain(self, problems: Sequence[str]) -> None:
+        """Log what may pass, once until it has passed."""
+        if not self._complained:
+            log.warning("users.refused", path=self._path, problems=problems)
+        self._complained = True
+
 
 def _stamp(path: str) -> Stamp:
-    """Return what tells one version of the file from the next; None if there is none."""
+    """Return what tells one version of the file from the next; None if there is none.
+
+    raises: OSError - it cannot be seen whether there is one.
+    """
     try:
         found = os.stat(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     # The change time too: a chown that lets us read it again changes nothing else.
     return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size

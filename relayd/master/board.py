@@ -122,12 +122,16 @@ class Row:
     def enter(self, device: str) -> bool:
         """Count one connection in for `device`; False when a limit is reached, none counted."""
         bucket = bucket_of(device)
-        if self._max_connections and self._board.connections() >= self._max_connections:
+        if self.is_full():
             return False
         if not self._has_room(bucket):
             return False
         self._board.add(self._number, bucket, 1)
         return True
+
+    def is_full(self) -> bool:
+        """Tell whether the limit for all connections together is reached."""
+        return 0 < self._max_connections <= self._board.connections()
 
     def leave(self, device: str) -> None:
         """Count one connection out."""

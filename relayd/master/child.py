@@ -1,28 +1,24 @@
 """What the master hands each child over the fork, and the words both use on the channel.
 
-The channel is one AF_UNIX SOCK_SEQPACKET pair for each child; a packet is one JSON object
-of at most 64 KiB, with descriptors as SCM_RIGHTS where said.
+One AF_UNIX SOCK_SEQPACKET pair for each child; a packet is one JSON object of at most 64 KiB.
 
     child -> master  {"event": "ready"}               serving; the reload may go on
                      {"event": "opening"}             not stuck: a large spool is copied
                      {"event": "failed", "text": …}   cannot serve; then it exits
                      {"event": "status", …}           a child's figures, at most every 2 s:
                         worker: {"connections": n, "queue": {"ready": n, …}, "oldest_s": s,
-                                 "counters": {…cumulative snapshot…}, "upstreams": {…},
-                                 "spool": {"ok": b, "text": …}}
+                                 "counters": {…}, "upstreams": {…}, "spool": {"ok": b, …}}
                         admin:  {"admin": {"address": …, "listening": b, "text": …}, …}
                      {"event": "callers" or "errors", "rows": […]}  news, of all children
     master -> child  {"do": "drain"}                  graceful stop; then exit 0
                      {"do": "reclaim", "pid": n}      a worker died: take back its leases
-                     {"do": "control", "request": {…}, "peer": {"uid": n, "pid": n}} + 1 fd:
-                                                      a control.sock client, who it is, and
-                                                      the request a worker must answer
+                     {"do": "control", "request": {…}, "peer": {"uid": n, "pid": n}} + 1 fd: a
+                                                      client of control.sock, its request
 
 Signals: SIGUSR1 reopen logs; SIGQUIT leave at once (SIGKILL 5 s later); SIGTERM the master
 died, or cached is to go; SIGABRT no beat for 30 s. All others of a terminal are ignored.
 
-End of file on the channel means that the master died: close listeners at once, drain for
-at most 5 s, go.
+End of file means that the master died: close listeners at once, drain for at most 5 s, go.
 """
 
 from __future__ import annotations
@@ -40,6 +36,10 @@ class Pulse(Protocol):
 
     def enter(self, device: str) -> bool:
         """Count one connection in for `device`; False when a limit is reached, none counted."""
+        ...
+
+    def is_full(self) -> bool:
+        """Tell whether the limit for all connections together is reached."""
         ...
 
     def leave(self, device: str) -> None:

@@ -28,6 +28,7 @@ from relayd.serve.desk import Desk, House
 from relayd.serve.session import End, Farewell, Manners, PeerGone, PeerSilent, Session
 from relayd.serve.wire import SocketWire
 from relayd.smtp import replies
+from relayd.smtp.replies import Reply
 
 log = structlog.get_logger()
 
@@ -141,20 +142,29 @@ class Listener:
             wire.close()
 
     def _turn_away(self, wire: SocketWire, name: str, ip: str, device: str) -> None:
+        reply, reason = self._which_limit(device)
         log.warning(
             "session.refused", session=name, ip=ip, device=device, listener=self._settings.name,
-            reason="max_connections or max_connections_per_device is reached",
+            reason=reason,
         )  # fmt: skip
         metrics.count("relayd_sessions_total", listener=self._settings.name, result="too-many")
-        reply = replies.TOO_MANY_FROM_YOU if device else replies.TOO_MANY_CONNECTIONS
         refused = Refused(
-            code=reply.code, reply=" ".join(reply.lines), session=name,
-            reason="max_connections or max_connections_per_device is reached",
+            code=reply.code, reply=" ".join(reply.lines), session=name, reason=reason,
             do="Raise it in [limits], or find out why so many connections stay open.",
             listener=self._settings.name,
         )  # fmt: skip
         self._house.callers.refused(ip, device, "", refused)
-        wire.send(reply.render())
+        if self._settings.tls != "implicit":
+            # Where TLS comes first clear text is garbage, and a handshake costs what a limit saves.
+            wire.send(reply.render())
+
+    def _which_limit(self, device: str) -> tuple[Reply, str]:
+        """Return what a client that is one too many is told, and what the log says."""
+        if self._house.pulse.is_full():
+            return replies.TOO_MANY_CONNECTIONS, "max_connections is reached"
+        if device:
+            return replies.TOO_MANY_FROM_YOU, "max_connections_per_device is reached"
+        return replies.TOO_MANY_CONNECTIONS, "half of max_connections is taken by unknown peers"
 
     def _converse(self, wire: SocketWire, name: str, ip: str) -> None:
         is_tls = self._settings.tls == "implicit"

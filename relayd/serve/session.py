@@ -258,12 +258,16 @@ class Session:
     def run(self) -> Farewell:
         """Serve until QUIT, end of file, or something we cannot go on from.
 
-        raises: whatever is no RelaydError, after 451 where a reply was owed.
+        raises: whatever is no RelaydError, after 451 where a reply was owed, or will be.
         """
+        is_bug = True
         try:
             end, detail = self._serve()
+            is_bug = False
         finally:
-            if self._protocol.is_owing:
+            # Who sends content waits for a word at its end.
+            in_content = is_bug and self._protocol.state is State.CONTENT
+            if in_content or self._protocol.is_owing:
                 with suppress(PeerGone, PeerSilent):
                     self._say(self._protocol.farewell(replies.LOCAL_ERROR))
                     self._flush()

@@ -30,6 +30,9 @@ class Pulse:
     def enter(self, device: str) -> bool:
         raise NotImplementedError
 
+    def is_full(self) -> bool:
+        return False
+
     def leave(self, device: str) -> None:
         raise NotImplementedError
 

@@ -266,3 +266,9 @@ def test_an_allowance_forgets_the_longest_unused() -> None:
         allowance.take(key, 0.0)
 
     assert [allowance.left(key, 0.0) for key in "abc"] == [1.0, 0.0, 0.0]
+
+
+def test_a_login_after_the_end_is_judged_all_the_same(door: Door) -> None:
+    door.verifier.close()
+    assert accepted(door.verifier.verify("192.0.2.1", "ups", "right"))
+    assert not accepted(door.verifier.verify("192.0.2.1", "ups", "wrong"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import stat
 import tomllib
@@ -324,3 +325,37 @@ def test_all_who_may_log_in_are_known_the_configurations_own_first(tmp_path: Pat
     found = {one.name: one.upstream for one in Users(config).all()}
 
     assert found == {"a": "configured", "b": ""}
+
+
+class Scarce:
+    """os.open, or os.stat, of a process that has a trouble which passes."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.calls = 0
+
+    def __call__(self, *_: object, **__: object) -> int:
+        self.calls += 1
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO])
+@pytest.mark.parametrize("call", ["open", "stat"])
+def test_a_trouble_that_passes_is_no_verdict_on_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str
+) -> None:
+    file = UsersFile(str(tmp_path / "users.toml"))
+    file.add(FULL)
+    users = Users(config_in(tmp_path))
+    file.add(User(name="camera", password_hash=HASH))
+    with monkeypatch.context() as scarce, structlog.testing.capture_logs() as logs:
+        trouble = Scarce(number)
+        scarce.setattr(os, call, trouble)
+        users.refresh()
+        users.refresh()
+    assert trouble.calls == 2  # it is looked at again
+    assert [line["event"] for line in logs] == ["users.refused"]  # but told once
+    assert users.find("printer1") == FULL
+    assert users.find("camera") is None
+    users.refresh()
+    assert users.find("camera") is not None

@@ -65,6 +65,19 @@ def test_a_stranger_who_becomes_known_moves() -> None:
     assert mine.move("ups", "ups")
 
 
+def test_it_is_full_when_all_are_in_and_not_when_one_device_is() -> None:
+    board = Board()
+    row = board.row(0, max_connections=3, max_per_device=1)
+    other = board.row(1, max_connections=3, max_per_device=1)
+    assert row.enter("ups")
+    assert not row.enter("ups")
+    assert not row.is_full()
+    assert other.enter("nas")
+    assert other.enter("camera")
+    assert row.is_full()
+    assert not board.row(2, max_connections=0, max_per_device=0).is_full()
+
+
 def test_zero_is_no_limit() -> None:
     mine = row(Board(), 0, most=0, each=0)
     assert all(mine.enter("") for _ in range(500))

@@ -61,6 +61,9 @@ class NoPulse:
     def enter(self, device: str) -> bool:
         return True
 
+    def is_full(self) -> bool:
+        return False
+
     def leave(self, device: str) -> None:
         pass
 

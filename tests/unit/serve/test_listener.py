@@ -14,6 +14,8 @@ from gevent import socket
 from gevent import ssl as gevent_ssl
 
 from relayd.access.plan import Planner
+from relayd.config.model import Config
+from relayd.config.model import Listener as ListenerSettings
 from relayd.master.frames import Json
 from relayd.serve import listener as room
 from relayd.serve.desk import House
@@ -30,16 +32,20 @@ class Board:
     """Counts in and out; full when told."""
 
     def __init__(self) -> None:
-        self.is_full = False
+        self.takes_more = True
+        self.is_full_of_all = False
         self.inside: list[str] = []
 
     def beat(self) -> None:
         raise AssertionError
 
     def enter(self, device: str) -> bool:
-        if not self.is_full:
+        if self.takes_more:
             self.inside.append(device)
-        return not self.is_full
+        return self.takes_more
+
+    def is_full(self) -> bool:
+        return self.is_full_of_all
 
     def leave(self, device: str) -> None:
         self.inside.remove(device)
@@ -51,13 +57,13 @@ class Board:
 class Shop:
     """A listener on a free port and a way to call it."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: ListenerSettings, config: Config) -> None:
         self.board = Board()
         self.sessions = Sessions("t-")
         self.door = MemoryDoor()
         self.house = House(
-            config=HOUSE_CONFIG,
-            planner=Planner(HOUSE_CONFIG),
+            config=config,
+            planner=Planner(config),
             verifier=Gate(),
             door=self.door,
             pulse=self.board,
@@ -68,15 +74,15 @@ class Shop:
         sock.listen(5)
         sock.setblocking(False)
         self.port: int = sock.getsockname()[1]
-        self.listener = Listener(sock, LAN, self.house, self.sessions)
+        self.listener = Listener(sock, settings, self.house, self.sessions)
 
     def call(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), 5)
 
 
 @contextmanager
-def open_shop() -> Iterator[Shop]:
-    shop = Shop()
+def open_shop(settings: ListenerSettings = LAN, config: Config = HOUSE_CONFIG) -> Iterator[Shop]:
+    shop = Shop(settings, config)
     shop.listener.start()
     try:
         yield shop
@@ -104,10 +110,31 @@ def test_a_session_is_greeted_counted_and_let_go() -> None:
 
 def test_past_the_limit_a_client_hears_why_and_is_let_go() -> None:
     with open_shop() as shop:
-        shop.board.is_full = True
+        shop.board.takes_more = False
         with shop.call() as client:
             assert read_all(client) == replies.TOO_MANY_FROM_YOU.render()
+        assert caller(shop)["reason"] == "max_connections_per_device is reached"
+        shop.board.is_full_of_all = True
+        with shop.call() as client:
+            assert read_all(client) == replies.TOO_MANY_CONNECTIONS.render()
+        assert caller(shop)["reason"] == "max_connections is reached"
     assert len(shop.sessions) == 0
+
+
+def test_a_stranger_past_the_limit_is_not_told_that_it_is_he() -> None:
+    with open_shop(config=replace(CONFIG, device=())) as shop:
+        shop.board.takes_more = False
+        with shop.call() as client:
+            assert read_all(client) == replies.TOO_MANY_CONNECTIONS.render()
+        assert "unknown peers" in str(caller(shop)["reason"])
+
+
+def test_where_tls_comes_first_nothing_is_said_in_clear_past_the_limit() -> None:
+    with open_shop(replace(LAN, tls="implicit")) as shop:
+        shop.board.takes_more = False
+        with shop.call() as client:
+            assert read_all(client) == b""
+        assert caller(shop)["code"] == 421
 
 
 def caller(shop: Shop) -> dict[str, Json]:
@@ -174,7 +201,7 @@ def test_a_handshake_that_fails_is_remembered_though_nothing_was_refused() -> No
 
 def test_who_is_turned_away_for_too_many_is_remembered() -> None:
     with open_shop() as shop:
-        shop.board.is_full = True
+        shop.board.takes_more = False
         with shop.call() as client:
             read_all(client)
         assert "max_connections" in str(caller(shop)["reason"])

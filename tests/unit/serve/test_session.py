@@ -213,6 +213,18 @@ def test_unknown_errors_are_answered_451_and_pass_through(call: str) -> None:
     assert desk.calls[-1] == "drop"
 
 
+def test_an_unknown_error_in_the_middle_of_content_is_answered_too() -> None:
+    desk = FakeDesk(trouble={"piece": KeyError("secret detail")})
+    wire = FakeWire([OPEN + b"Subject: x\r\n\r\nhello\r\n"])
+
+    with pytest.raises(KeyError):
+        Session(wire, desk, Manners(), clock=FakeClock()).run()
+
+    assert codes(wire.said)[-2:] == [354, 451]
+    assert b"secret" not in wire.said
+    assert desk.calls[-1] == "drop"
+
+
 def test_an_unknown_error_in_the_greeting_owes_no_reply() -> None:
     desk, wire = FakeDesk(trouble={"connect": KeyError()}), FakeWire([])
 
