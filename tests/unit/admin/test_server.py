@@ -58,8 +58,6 @@ class House:
             except TimeoutError:
                 self.server.turn(0.0)
                 continue
-            except ConnectionResetError:
-                return octets
             if not piece:
                 return octets
             octets += piece

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from relayd.master.crew import Life
 from relayd.master.house import Phase
 from tests.masters import Master, a_master
 
@@ -80,10 +81,13 @@ def test_the_admin_process_comes_moves_and_goes_with_its_address(master: Master)
     master.start()
     assert (master.house.admin, admins(master)) == (None, [])
     a_reload(master, admin="127.0.0.1:8025")
-    master.until(lambda: admins(master))
+    master.until(lambda: master.house.admin and master.house.admin.is_ready)
     (first,) = admins(master)
     a_reload(master, hostname="another")
     assert admins(master) == [first]
+    assert [one.life for one in master.house.household.children() if one.pid == first] == [
+        Life.READY
+    ]
     a_reload(master, admin="127.0.0.1:8026")
     master.until(lambda: admins(master) and admins(master) != [first])
     crew = master.house.admin

@@ -111,6 +111,22 @@ def test_the_counters_of_the_dead_still_count(home: Home) -> None:
     assert home.household.retired["relayd_sessions_total"] == {"lan\tok": 1}
 
 
+def test_what_cached_counted_counts_on_and_its_leases_are_nobodys(home: Home) -> None:
+    home.until(lambda: home.news and home.child.figures)
+    home.child.kind = "cached"
+    os.kill(home.child.pid, signal.SIGKILL)
+    home.until(lambda: What.DIED in home.news)
+    assert home.household.retired["relayd_sessions_total"] == {"lan\tok": 1}
+    assert home.household.unclaimed == []
+
+
+def test_it_is_known_when_a_child_told_its_figures(home: Home) -> None:
+    home.until(lambda: What.READY in home.news)
+    born = home.child.heard_at
+    assert born > 0
+    home.until(lambda: home.child.figures and home.child.heard_at > born)
+
+
 def test_a_dead_workers_leases_wait_for_somebody_who_can_take_them(
     home: Home, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from relayd import __version__
 from relayd.master.frames import done, refused
+from relayd.observe import metrics
 from tests.masters import A_CLIENT, Master, a_master
 
 pytestmark = [pytest.mark.slow(1), pytest.mark.timeout(60)]
@@ -124,3 +125,13 @@ def test_the_reload_onto_new_workers_is_the_answer(master: Master) -> None:
     reexec.tell(refused("no", problems=["worker 1 cannot start"]))
     assert master.replies[1]["problems"] == ["worker 1 cannot start"]
     assert "the old ones serve on" in str(master.replies[1]["error"])
+
+
+def test_what_this_code_counted_goes_on_being_counted(master: Master) -> None:
+    metrics.count("relayd_worker_restarts_total", 3)
+    counted = metrics.snapshot()["relayd_worker_restarts_total"][""]
+    master.house.household.retired = {"relayd_worker_restarts_total": {"": 4}}
+    state = master.arbiter._reexec._state()
+    assert isinstance(counted, int)
+    assert state.retired["relayd_worker_restarts_total"] == {"": counted + 4}
+    assert "relayd_workers" not in state.retired

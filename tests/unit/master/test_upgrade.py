@@ -45,6 +45,7 @@ def a_state() -> upgrade.State:
             born_at=5.0,
             life=life,
             deadline=math.inf if life is Life.READY else 99.0,
+            figures={"counters": {"relayd_sessions_total": {"a": number}}},
         )
         one.adopt(child)
     control, _ = socket.socketpair(socket.AF_UNIX)
@@ -98,6 +99,8 @@ def test_the_next_code_finds_everything() -> None:
     (child,) = crew.children()
     assert (child.pid, child.number, child.life, child.born_at) == (102, 2, Life.READY, 5.0)
     assert math.isinf(child.deadline)
+    # Or the totals would go back until it tells them again.
+    assert child.figures == {"counters": {"relayd_sessions_total": {"a": 2}}}
     assert crew.size == 2
     assert crew.config.settings.runtime_dir == "/run/x"
     where = crew.listening[0].where()
