@@ -13,12 +13,13 @@ Source: listen(2), ip(7), ipv6(7), sd_listen_fds(3), systemd.socket(5), proc_net
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -180,7 +181,8 @@ def open_all(
     ours:    tells whether a pid is one of us, for the text of the error.
     raises:  ListenError - which address, why, and what to do.
     """
-    pool = _Pool(have, offered)
+    wanted = tuple(wanted)
+    pool = _Pool(have, offered, {one.name for one in wanted})
     deadline = SYSTEM.monotonic() + retry_s
     bound: list[Bound] = []
     fresh: list[Bound] = []
@@ -191,7 +193,7 @@ def open_all(
             bound += named
             for text in () if named else listener.address:
                 address = parse_address(text)
-                known = pool.at(listener.name, text, address) or _covering(bound, listener, address)
+                known = _covering(bound, listener, address) or pool.at(listener.name, text, address)
                 if known is None:
                     known = _bind(listener.name, text, address, deadline, ours, warnings)
                     if known is None:
@@ -203,16 +205,20 @@ def open_all(
         for one in fresh:
             one.sock.close()
         raise error if isinstance(error, ListenError) else ListenError(str(error)) from error
-    fresh += [one for one in bound if one.origin == "systemd" and one not in have]
+    known_socks = {one.sock for one in have}
+    fresh += [one for one in bound if one.origin == "systemd" and one.sock not in known_socks]
     return Opened(tuple(bound), tuple(fresh), tuple(warnings))
 
 
 class _Pool:
     """Sockets that are open already, from before or from systemd."""
 
-    def __init__(self, have: Sequence[Bound], offered: Sequence[Given]) -> None:
+    def __init__(
+        self, have: Sequence[Bound], offered: Sequence[Given], names: Container[str]
+    ) -> None:
         self._have = have
         self._offered = list(offered)
+        self._names = names
 
     def named(self, listener: str) -> list[Bound]:
         """Return the sockets that a socket unit gave to a listener by name."""
@@ -223,14 +229,20 @@ class _Pool:
 
     def at(self, listener: str, text: str, address: Address) -> Bound | None:
         """Return the socket that listens at an address; None if there is none."""
-        for one in self._have:
-            if one.address == text:
-                return one if one.listener == listener else Bound(listener, text, one.sock)
+        exact = [one for one in self._have if one.address == text]
+        for one in exact or [one for one in self._have if self._is_free(one, listener, address)]:
+            # Where it came from, and its name in the store, stay with it.
+            return one if one.listener == listener else dataclasses.replace(one, listener=listener)
         for offer in self._offered:
             if covers(offer.sock, address):
                 self._offered.remove(offer)
                 return Bound(listener, text, offer.sock, "systemd")
         return None
+
+    def _is_free(self, one: Bound, listener: str, address: Address) -> bool:
+        """Tell whether a socket serves an address, and is not kept for another listener's name."""
+        is_kept = not one.address and one.listener != listener and one.listener in self._names
+        return not is_kept and covers(one.sock, address)
 
 
 def _covering(bound: Sequence[Bound], listener: Listener, address: Address) -> Bound | None:

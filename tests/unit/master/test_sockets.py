@@ -175,6 +175,57 @@ def test_one_socket_for_both_families_serves_both_addresses() -> None:
         assert sockets.is_wanted(Given("", given), wanted)
 
 
+@has_ipv6
+def test_addresses_in_another_order_find_the_one_socket_again(opened: list[Bound]) -> None:
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as given:
+        port = given.getsockname()[1]
+        four, six = f"0.0.0.0:{port}", f"[::]:{port}"
+        first = open_all([lan(four, six)], offered=[Given("kept-a", given)])
+        again = open_all([lan(six, four)], first.bound)
+        opened += again.bound
+        assert [one.sock for one in again.bound] == [given]
+        assert again.bound[0].store_name == first.bound[0].store_name
+        assert again.fresh == ()
+
+
+@has_ipv6
+def test_an_address_written_in_another_way_is_the_same(opened: list[Bound]) -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as given:
+        port = given.getsockname()[1]
+        first = open_all([lan(f"[::1]:{port}")], offered=[Given("", given)])
+        again = open_all([lan(f"[0:0::1]:{port}")], first.bound)
+        opened += again.bound
+        assert again.bound == first.bound
+
+
+def test_a_renamed_listener_keeps_what_systemd_gave_and_a_refusal_closes_none(
+    opened: list[Bound],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        text = f"127.0.0.1:{given.getsockname()[1]}"
+        first = open_all([lan(text)], offered=[Given("lan", given)])
+        renamed = Listener(name="devices", address=(text,))
+        again = open_all([renamed], first.bound)
+        opened += again.bound
+        assert [(one.listener, one.sock, one.origin) for one in again.bound] == [
+            ("devices", given, "systemd")
+        ]
+        assert again.fresh == ()
+        other = Listener(name="other", address=("192.0.2.77:25",))
+        with pytest.raises(ListenError):
+            open_all([renamed, other], first.bound)
+        assert given.fileno() >= 0
+
+
+def test_what_is_kept_for_one_name_is_not_given_to_another() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        text = f"127.0.0.1:{given.getsockname()[1]}"
+        first = open_all([lan("127.0.0.1:1")], offered=[Given("lan", given)])
+        thief = Listener(name="aaa", address=(text,))
+        with pytest.raises(ListenError, match="held by"):
+            open_all([thief, lan("127.0.0.1:1")], first.bound, ours=lambda _pid: False)
+
+
 def test_an_offer_nobody_asks_for_is_not_wanted() -> None:
     with socket.create_server(("127.0.0.1", 0)) as given:
         assert not sockets.is_wanted(Given("kept-a", given), [lan("127.0.0.1:1")])
