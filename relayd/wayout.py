@@ -94,7 +94,11 @@ class WayOut:
             yield done(row, more=number < len(upstreams))
 
     def _show_holds(self, request: Frame) -> Iterator[Frame]:
-        names = {one.name for one in self._meant(request)}
+        upstreams = self._meant(request)
+        names = {one.name for one in upstreams}
+        boxes: dict[str, Json] = {
+            one.name: [*probe.mailboxes(self._config, one)] for one in upstreams
+        }
         rows: list[Json] = [
             {
                 "upstream": hold.mailbox.upstream,
@@ -108,7 +112,7 @@ class WayOut:
             for hold in self._holds()
             if hold.mailbox.upstream in names
         ]
-        yield done({"holds": rows[:_MAX_HOLDS]})
+        yield done({"holds": rows[:_MAX_HOLDS], "mailboxes": boxes})
 
     def _test_mailbox(self, request: Frame) -> Iterator[Frame]:
         name = str(request.get("upstream") or "")

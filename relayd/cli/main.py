@@ -87,8 +87,15 @@ COMMANDS: Final = (
         "a Microsoft 365 on localhost, to try things out",
         "Microsoft 365",
     ),
+    Command("doctor", "relayd.cli.doctor", "look at the way out, step by step", "in trouble"),
     Command(
         "explain", "relayd.cli.explain", "say what an error code means and what to do", "in trouble"
+    ),
+    Command(
+        "explain-access",
+        "relayd.cli.explain_access",
+        "say which rule lets a mail in or refuses it",
+        "in trouble",
     ),
 )
 

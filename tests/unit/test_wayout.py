@@ -176,7 +176,8 @@ def test_what_is_held_back_is_told_with_when_it_is_tried(room: Room) -> None:
                 "since": "2026-11-20T10:00:00Z",
                 "probe_at": "2026-11-20T10:30:00Z",
             }
-        ]
+        ],
+        "mailboxes": {"contoso": [BOX]},
     }
 
 

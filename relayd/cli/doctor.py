@@ -1,0 +1,268 @@
+"""`relayd doctor`: the way out, step by step, with what mends each step that fails.
+
+Root becomes the relay's own user first, and cannot go back: a secret that root can read and the
+relay cannot is a common reason why no mail leaves. Others look with their own eyes; what they
+may not read is asked of the running relay.
+
+Ctrl-C ends it at any moment: nothing is changed but a note of when Microsoft said no.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pwd
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from relayd.cli import daemon, terminal
+from relayd.cli import main as command_line
+from relayd.config.model import Server, Upstream
+from relayd.config.partial import Seen, look
+from relayd.doctor.examination import Examination
+from relayd.doctor.relay import Away, Relay, Row
+from relayd.doctor.steps import State, Step
+from relayd.master import client
+from relayd.master.client import NotRunning
+from relayd.master.frames import Frame, Json
+
+SERVICE_USER: Final = "relayd"
+_QUICK_S: Final = 5.0
+_TOKEN_S: Final = 40.0
+_MARKS: Final[Mapping[State, tuple[str, str]]] = {
+    State.OK: ("ok", "green"),
+    State.WARNING: ("warning", "yellow"),
+    State.PROBLEM: ("problem", "red"),
+    State.SKIPPED: ("not tried", "grey"),
+}
+_INDENT: Final = " " * 27
+_EPILOG: Final = """\
+examples:
+  sudo relayd doctor
+  sudo relayd doctor contoso
+  relayd --json doctor | jq '.[].steps[] | select(.state == "problem")'
+
+No mail is sent. After ErrorAccessDenied the mailbox is not asked about for 30 minutes.
+exit: 0 nothing wrong was found (warnings allowed), 1 a problem was found;
+      2 no such upstream"""
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `doctor`."""
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "upstream", metavar="UPSTREAM", nargs="?", default="", help="only this one; default: all"
+    )
+    parser.set_defaults(act=doctor)
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Look at each upstream's way out."""
+    state_dir, _ = daemon.setting_of(options.config, "server", "state_dir", Server().state_dir)
+    path = daemon.control_path(options.config)
+    as_service = become_service(state_dir)
+    seen = look(options.config)
+    relay = running_relay(path)
+    upstreams = _meant(options, seen, relay)
+    if isinstance(upstreams, int):
+        return upstreams
+    told: list[Json] = []
+    is_well = True
+    for number, upstream in enumerate(upstreams):
+        if not options.json:
+            print(("\n" if number else "") + terminal.paint(f"upstream {upstream.name}", "bold"))
+        steps: list[Step] = []
+        for step in Examination(seen, upstream, relay, as_service=as_service).steps():
+            steps.append(step)
+            if not options.json:
+                print("\n".join(lines(step)), flush=True)
+        is_well = is_well and not any(step.state is State.PROBLEM for step in steps)
+        told.append({"upstream": upstream.name, "state": worst(steps), "steps": shown(steps)})
+        if not options.json:
+            print(verdict(steps))
+    if options.json:
+        terminal.print_json(told)
+    return command_line.OK if is_well else command_line.FAILED
+
+
+def _meant(options: argparse.Namespace, seen: Seen, relay: Relay) -> Sequence[Upstream] | int:
+    """Return the upstreams to look at, or the exit code when there are none."""
+    there: Sequence[Upstream] = seen.config.upstream
+    if seen.found and isinstance(relay, RunningRelay):
+        # Who may not read the configuration still may ask the running relay.
+        there = [Upstream(name=name) for name in relay.names()]
+    found = [one for one in there if options.upstream in ("", one.name)]
+    if found:
+        return found
+    for words in seen.found:
+        terminal.complain(words)
+    if seen.found:
+        return command_line.FAILED
+    if not there:
+        terminal.complain(f"no upstream is configured yet: add [upstream.NAME] to {options.config}")
+        return command_line.FAILED
+    names = ", ".join(one.name for one in there)
+    terminal.complain(f"no upstream named {options.upstream!r}; there are: {names}")
+    return 2
+
+
+# ---- who looks
+
+
+def become_service(state_dir: str) -> bool:
+    """Leave root behind for the relay's own user; True: we see what the relay sees.
+
+    The relay's user is the owner of state_dir, else the user "relayd".
+    """
+    user = service_user(state_dir)
+    if user is None:
+        return os.geteuid() == 0  # a relay that root runs
+    if os.geteuid() == user.pw_uid:
+        return True
+    if os.geteuid() != 0:
+        return False
+    # SECURITY: for good. Answers from the network are parsed after this.
+    os.initgroups(user.pw_name, user.pw_gid)
+    os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+    os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+    return True
+
+
+def service_user(state_dir: str) -> pwd.struct_passwd | None:
+    """Return whom the relay runs as; None: nobody in particular, or root."""
+    try:
+        owner = os.stat(state_dir).st_uid
+    except PermissionError:
+        owner = 0  # others may not even look: it is not theirs
+    except OSError:
+        owner = 0
+    try:
+        return pwd.getpwuid(owner) if owner else pwd.getpwnam(SERVICE_USER)
+    except KeyError:
+        return None
+
+
+# ---- the running relay
+
+
+class RunningRelay:
+    """The relay behind control.sock; keeps what it answered."""
+
+    away: Final = ""
+    remedy: Final = ""
+
+    def __init__(self, path: str, status: Frame) -> None:
+        self._path = path
+        self._status = status
+        self._tokens: dict[str, Row | None] = {}
+        self._ways: dict[str, Row] = {}
+
+    def names(self) -> list[str]:
+        """Return its upstreams."""
+        rows = self._status.get("upstreams")
+        return sorted(rows) if isinstance(rows, Mapping) else []
+
+    def upstream(self, name: str) -> Row | None:
+        """Return its row of `status`."""
+        rows = self._status.get("upstreams")
+        row = rows.get(name) if isinstance(rows, Mapping) else None
+        return row if isinstance(row, Mapping) else None
+
+    def token(self, name: str) -> Row | None:
+        """Return the row of token.test."""
+        if name not in self._tokens:
+            request: Frame = {"command": "token.test", "upstream": name}
+            self._tokens[name] = self._ask(request, _TOKEN_S)
+        return self._tokens[name]
+
+    def mailbox(self, name: str, mailbox: str) -> Row | None:
+        """Return the row of mailbox.test."""
+        request: Frame = {"command": "mailbox.test", "upstream": name, "mailbox": mailbox}
+        return self._ask(request, _TOKEN_S)
+
+    def holds(self, name: str) -> Sequence[Row]:
+        """Return the rows of upstream.holds."""
+        rows = self._way(name).get("holds")
+        return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+
+    def mailboxes(self, name: str) -> Sequence[str]:
+        """Return the mailboxes it sends through."""
+        by_name = self._way(name).get("mailboxes")
+        found = by_name.get(name) if isinstance(by_name, Mapping) else None
+        return [str(one) for one in found] if isinstance(found, list) else []
+
+    def _way(self, name: str) -> Row:
+        if name not in self._ways:
+            request: Frame = {"command": "upstream.holds", "upstream": name}
+            self._ways[name] = self._ask(request, _QUICK_S) or {}
+        return self._ways[name]
+
+    def _ask(self, request: Frame, timeout_s: float) -> Row | None:
+        try:
+            reply = client.ask(self._path, request, timeout_s=timeout_s)
+        except NotRunning:
+            return None
+        result = reply.get("result") if reply.get("ok") is True else None
+        return result if isinstance(result, Mapping) else None
+
+
+def running_relay(path: str) -> Relay:
+    """Return the relay that runs, or why nobody answers."""
+    try:
+        reply = client.ask(path, {"command": "status"}, timeout_s=_QUICK_S)
+    except NotRunning as error:
+        if not error.permitted:
+            return Away("the running relay answers root, its own user and group relayd-admin only")
+        return Away(f"relayd does not run ({error})", "systemctl start relayd")
+    result = reply.get("result")
+    if reply.get("ok") is not True or not isinstance(result, Mapping):
+        return Away(f"the running relay does not answer: {reply.get('error')}", "relayd status")
+    return RunningRelay(path, result)
+
+
+# ---- showing
+
+
+def lines(step: Step) -> Iterator[str]:
+    """Yield the lines of one step."""
+    mark, colour = _MARKS[step.state]
+    head = f"  {step.name:14} {terminal.paint(f'{mark:9}', colour)} {terminal.safe(step.text)}"
+    yield head.rstrip()
+    if step.do:
+        yield f"{_INDENT}{terminal.paint('do:', 'bold')} {terminal.safe(step.do)}"
+    for command in step.commands:
+        yield f"{_INDENT}  {terminal.safe(command)}"
+
+
+def verdict(steps: Sequence[Step]) -> str:
+    """Return the last line of an upstream."""
+    problems = [step.name for step in steps if step.state is State.PROBLEM]
+    if problems:
+        return f"  {terminal.paint('The way out is blocked', 'red')} at: {', '.join(problems)}."
+    unseen = [step.name for step in steps if step.state is State.SKIPPED and "sudo" in step.do]
+    if unseen:
+        return f"  Nothing wrong was found; only root can look at: {', '.join(unseen)}."
+    return "  Nothing wrong was found. A real mail: relayd send --to ADDR --wait"
+
+
+def worst(steps: Sequence[Step]) -> str:
+    """Return "problem", "warning" or "ok"."""
+    states = {step.state for step in steps}
+    for state in (State.PROBLEM, State.WARNING):
+        if state in states:
+            return "problem" if state is State.PROBLEM else "warning"
+    return "ok"
+
+
+def shown(steps: Sequence[Step]) -> list[Json]:
+    """Return the steps as JSON has them."""
+    return [
+        {
+            "step": step.name,
+            "state": step.state.value,
+            "text": step.text,
+            "do": step.do,
+            "commands": [*step.commands],
+        }
+        for step in steps
+    ]
