@@ -17,7 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from relayd.admin import main as admin_main
 from relayd.admin.main import Daemon, listen, names, public_part, words
 from relayd.config import codec
 from relayd.config.model import Admin, Config, Log, Secret, Server, Upstream
@@ -110,15 +112,28 @@ def test_it_listens_beats_and_answers(house: House, address: str) -> None:
     caught.value.close()
 
 
-@pytest.mark.slow(5)
-def test_a_port_in_use_is_told_and_taken_when_it_is_free(address: str) -> None:
-    with listen(address):
-        house = House(address)
-        told = house.told(lambda admin: admin["text"])
-        assert told["listening"] is False
-        assert "another process has it; `ss -ltnp sport = :" in str(told["text"])
-    house.told(lambda admin: admin["listening"])
-    house.close()
+def test_a_port_in_use_is_told_once_and_taken_when_it_is_free(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = threading.Semaphore(0)
+
+    def listen_and_count(wanted: str) -> socket.socket:
+        tried.release()
+        return listen(wanted)
+
+    monkeypatch.setattr(admin_main, "_BIND_S", 0.01)
+    monkeypatch.setattr(admin_main, "listen", listen_and_count)
+    with capture_logs() as logs:
+        with listen(address):
+            house = House(address)
+            told = house.told(lambda admin: admin["text"])
+            assert told["listening"] is False
+            assert "another process has it; `ss -ltnp sport = :" in str(told["text"])
+            for _ in range(3):
+                assert tried.acquire(timeout=20)
+        house.told(lambda admin: admin["listening"])
+        house.close()
+    assert [one["event"] for one in logs] == ["admin.unbound", "admin.bound"]
 
 
 @pytest.mark.parametrize("how", ["drain", "channel", "leave"])

@@ -132,6 +132,14 @@ def test_an_answer_arrives_though_the_client_sent_more_than_was_read(house: Hous
     assert house.status(client) == 405
 
 
+def test_an_answer_is_not_taken_back_from_who_is_still_sending(house: House) -> None:
+    client = house.connect(b"POST /metrics HTTP/1.1\r\nContent-Length: 99999\r\n\r\n")
+    for _ in range(5):
+        house.turn()
+        client.sendall(b"x" * 1000)  # a closed socket would answer with a reset
+    assert house.status(client) == 405
+
+
 def test_a_client_that_trickles_is_told_when_its_time_is_up(house: House) -> None:
     client = house.connect(b"GET /met")
     house.clock.advance(3.0)
