@@ -77,8 +77,8 @@ def date_of(changelog: str, package: str, environment: Mapping[str, str]) -> str
     return parsedate_to_datetime(stamp).strftime("%Y-%m-%d")
 
 
-def page(name: str, what: str, body: Sequence[str]) -> str:
-    """Return a whole page; name: "relayd.toml.5"."""
+def page(name: str, what: str, body: Sequence[str], *, others: str = "") -> str:
+    """Return a whole page; name: "relayd.toml.5"; others: further names it is found by."""
     title, _, section = name.rpartition(".")
     texts = [(ROOT / each).read_text(encoding="utf-8") for each in CHANGELOGS]
     date = date_of(texts[0], texts[1], os.environ)
@@ -94,7 +94,7 @@ def page(name: str, what: str, body: Sequence[str]) -> str:
         ".nh",
         ".ad l",
         ".SH NAME",
-        rf"{literal(title)} \- {inline(what)}",
+        rf"{literal(title)}{others} \- {inline(what)}",
         *body,
         ".SH SEE ALSO",
         *(f"{one}," if number < len(see) else one for number, one in enumerate(see, 1)),
@@ -158,7 +158,7 @@ def relayd_8() -> str:
         body += [] if block in codes else render(block)
     body += [".SH COMMANDS"]
     for leaf in every:
-        body += command(leaf, parts[leaf.name])
+        body += command(leaf, parts.get(leaf.name, []))
     body += [".SH EXIT STATUS", *(line for block in codes for line in render(block))]
     for title in ("Signals", "Environment", "Files"):
         body += [f".SH {title.upper()}", *(line for each in parts[title] for line in render(each))]
@@ -169,11 +169,13 @@ def relayd_8() -> str:
 
 
 def command(leaf: Leaf, found: Sequence[Block]) -> list[str]:
-    """Return one command's subsection."""
+    """Return one command's subsection; found: what docs/cli.md says, or nothing yet."""
     shown = [block for block in found if not is_for_programs(block)]
     out = [f'.SS "{literal(leaf.name)}"', *([synopsis(leaf)] if leaf.arguments else [])]
     if not any(isinstance(block, Paragraph) and not is_exit(block) for block in shown):
         out += [".PP", *lines_of(leaf.description)]
+    if not found:
+        out += arguments(leaf)
     for block in shown:
         if isinstance(block, Table) and block.head[0] == "argument":
             out += arguments(leaf)
@@ -277,13 +279,21 @@ def relayd_sandbox_1() -> str:
 
 def sendmail_8() -> str:
     """Return sendmail(8)."""
-    body: list[str] = []
+    body = [
+        ".SH SYNOPSIS",
+        r"\fBsendmail\fR [\fIoption\fR\ ...] [\fIrecipient\fR\ ...]",
+        ".br",
+        r"\fBmailq\fR",
+        ".br",
+        r"\fBnewaliases\fR",
+    ]
     for title, below in sections(document("sendmail.md")):
         if title or below:
             body += [f'.SH "{literal(title).upper()}"' if title else ".SH DESCRIPTION"]
         for block in below:
             body += render(block)
-    return page("sendmail.8", "hand this host's mail to relayd(8); also mailq, newaliases", body)
+    what = "hand this host's mail to relayd(8)"
+    return page("sendmail.8", what, body, others=", mailq, newaliases")
 
 
 def pages() -> dict[str, str]:

@@ -39,7 +39,7 @@ CONFIG: Final = 78
 SETTINGS: Final = "/etc/relayd/sendmail.conf"
 _DEFAULT: Final = (Place("127.0.0.1", 25), Place("::1", 25))
 _MOST_OCTETS: Final = 200 * 10**6
-_VALUED: Final = "ABCFLNOQRTVXbefhopr"
+_VALUED: Final = "ABCFLNORVXbefhopr"
 """Letters of options with a value, in the same word or the next."""
 
 _SWITCHES: Final = "GImnitUv"
@@ -335,12 +335,10 @@ def _failed(
 
     to = ", ".join(recipients)[:1000] or "nobody"
     _say(f"not sent to {to}: {words}")
-    moment = time.strftime("%a %b %d %H:%M:%S %Y", time.localtime(origin.now_s))
+    stamp = f"{origin.sender or 'MAILER-DAEMON'} {time.ctime(origin.now_s)}"
+    home = os.environ.get("HOME") or _user().pw_dir
     try:
-        place = deadletter.keep(
-            content, home=os.environ.get("HOME") or _user().pw_dir, stamp=f"{origin.sender or 'MAILER-DAEMON'} {moment}",
-            recipients=to, why=words,
-        )  # fmt: skip
+        place = deadletter.keep(content, home=home, stamp=stamp, recipients=to, why=words)
         kept = f"the message is in {place}"
     except OSError as error:
         kept = f"the message could not be kept ({error.strerror}) and is lost here"

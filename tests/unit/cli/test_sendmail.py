@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import socket
 import threading
 from collections.abc import Sequence
@@ -305,6 +306,17 @@ def test_exit_codes_are_those_of_sysexits() -> None:
         assert getattr(os, f"EX_{name}") == code
     assert code_of(Reply(450, "x"), "recipient") == os.EX_TEMPFAIL
     assert advice(Reply(550, "5.1.1 No"), "a@b.c") == ""
+
+
+def test_the_document_has_every_option_and_every_exit_code() -> None:
+    text = (Path(__file__).parents[3] / "docs/sendmail.md").read_text()
+    said = "".join(re.findall(r"(?m)^\| (`-.*?`) \|", text))
+    letters = set(re.findall(r"-(\w)", said))
+    assert letters == set(sendmail._VALUED + sendmail._SWITCHES) | {"q"}
+    modules = (sendmail.OK, sendmail.USAGE, sendmail.DATA, sendmail.NO_USER)
+    more = (sendmail.UNAVAILABLE, sendmail.IO_ERROR, sendmail.TEMPORARY, sendmail.NO_PERMISSION)
+    codes = {int(code) for code in re.findall(r"(?m)^\| (\d+) \|", text)}
+    assert codes == {*modules, *more, sendmail.CONFIG}
 
 
 # ---- -bv and -bs
