@@ -208,6 +208,9 @@ class Manners:
 
 MAX_TRANSCRIPT: Final = 20
 _MAX_HELD_BACK: Final = 16 * 1024
+FIRST_MAIL_S: Final = 3.0
+"""How long a session that has sent nothing yet may still begin to, while we are leaving."""
+
 _GRACE_S: Final = 60.0
 """Content may crawl for so long before its average rate is judged."""
 
@@ -226,9 +229,12 @@ class Session:
         "_deadline",
         "_desk",
         "_draining",
+        "_had_mail",
+        "_is_woken",
         "_manners",
         "_mechanism",
         "_out",
+        "_patient_until",
         "_protocol",
         "_refusal",
         "_said",
@@ -253,6 +259,9 @@ class Session:
         self._waited_s = 0.0  # of the open content: time spent waiting for octets, and them
         self._content_octets = 0
         self._draining = False
+        self._had_mail = False
+        self._is_woken = False
+        self._patient_until = 0.0  # monotonic; while draining: for a first MAIL
         self._waiting = False
 
     def run(self) -> Farewell:
@@ -282,9 +291,15 @@ class Session:
         )
 
     def drain(self) -> None:
-        """Ask for an end after the open transaction, at once between transactions."""
+        """Ask for an end after the open transaction, at once between transactions.
+
+        Who has had no transaction yet gets FIRST_MAIL_S to begin one: many devices take 421 in
+        answer to their first MAIL for a refusal, and never come back with that message.
+        """
         self._draining = True
+        self._patient_until = self._clock.monotonic() + FIRST_MAIL_S
         if self._waiting:
+            self._is_woken = True
             self._wire.wake()
 
     # --- the loop
@@ -301,8 +316,6 @@ class Session:
         # RFC 5321 §4.3.1 wants clients to wait for the greeting; cameras do not.
         if self._manners.profile == "strict" and self._wire.has_input():
             return self._leave(replies.OUT_OF_STEP, End.NOT_SMTP, "early-talker")
-        if self._draining:
-            return self._leave(replies.SHUTTING_DOWN, End.DRAINED)
         try:
             reply = self._desk.on_connect()
         except RelaydError:
@@ -315,7 +328,7 @@ class Session:
 
     def _talk(self) -> _Ended:
         while True:
-            if self._draining and self._protocol.state in BETWEEN:
+            if self._is_leaving():
                 return self._leave(replies.SHUTTING_DOWN, End.DRAINED)
             event = self._protocol.next_event()
             if event is Signal.NEED_DATA:
@@ -343,16 +356,21 @@ class Session:
             self._deadline = self._deadline or now + self._manners.idle_timeout_s
             timeout_s = max(0.0, self._deadline - now)
         self._waiting = self._protocol.state in BETWEEN
+        if self._waiting and self._draining:
+            timeout_s = min(timeout_s, max(0.0, self._patient_until - now))
         try:
             octets = self._wire.receive(timeout_s)
         except PeerSilent:
             if in_content:
                 return self._leave(replies.TOO_SLOW, End.SLOW, "no octet for data_timeout")
+            if self._draining and self._clock.monotonic() < self._deadline:
+                return None
             return self._leave(replies.IDLE_TIMEOUT, End.IDLE)
         finally:
             self._waiting = False
         if not octets:
-            return None if self._is_leaving() else (self._left(), "")
+            is_end, self._is_woken = not self._is_woken, False
+            return (self._left(), "") if is_end else None
         self._protocol.receive_data(octets)
         if in_content:
             return self._judge_rate(len(octets), self._clock.monotonic() - now)
@@ -369,7 +387,9 @@ class Session:
         return self._leave(replies.TOO_SLOW, End.SLOW, "below min_data_rate")
 
     def _is_leaving(self) -> bool:
-        return self._draining and self._protocol.state in BETWEEN
+        if not self._draining or self._protocol.state not in BETWEEN:
+            return False
+        return self._had_mail or self._clock.monotonic() >= self._patient_until
 
     def _left(self) -> End:
         return End.LEFT if self._protocol.state in BETWEEN else End.LOST
@@ -413,6 +433,7 @@ class Session:
                 return refused
         match event:
             case Mail():
+                self._had_mail = True
                 return self._desk.on_mail(event)
             case Rcpt():
                 return self._desk.on_rcpt(event)

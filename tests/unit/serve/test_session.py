@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from relayd.clock import FakeClock
 from relayd.errors import RemoteProtocolError, SpoolFull, SpoolUnavailable
 from relayd.serve.session import (
+    FIRST_MAIL_S,
     MAX_TRANSCRIPT,
     End,
     Farewell,
@@ -390,45 +391,81 @@ def test_a_camera_over_a_power_line_is_fast_enough() -> None:
 # --- draining
 
 
-def test_draining_says_421_between_transactions() -> None:
+def draining(wire: FakeWire, when: int) -> tuple[Session, FakeDesk]:
+    """Return a session that is told to leave while it waits for the `when`th time."""
     desk = FakeDesk()
-    wire = FakeWire([HELLO, HELLO])
     session = Session(wire, desk, Manners(), clock=wire.clock)
 
     def drain() -> None:
-        if len(wire.timeouts) == 2:  # blocked: the second hello comes too late
+        if len(wire.timeouts) == when:
             session.drain()
 
     wire.on_receive = drain
+    return session, desk
+
+
+def test_draining_says_421_between_transactions() -> None:
+    wire = FakeWire([OPEN, b"hi\r\n.\r\n", HELLO])
+    session, desk = draining(wire, 3)  # blocked: the second hello comes too late
 
     assert session.run().end is End.DRAINED
-    assert codes(wire.said) == [220, 250, 421]
+    assert desk.kept == [b"hi\r\n"]
+    assert codes(wire.said)[-2:] == [250, 421]
     assert wire.incoming == [HELLO]
 
 
 def test_draining_lets_a_transaction_end() -> None:
-    desk = FakeDesk()
     wire = FakeWire([OPEN, b"hi\r\n", b".\r\n", OPEN])
-    session = Session(wire, desk, Manners(), clock=wire.clock)
-
-    def drain() -> None:
-        if len(wire.timeouts) == 2:
-            session.drain()
-
-    wire.on_receive = drain
+    session, desk = draining(wire, 2)
 
     assert session.run().end is End.DRAINED
     assert desk.kept == [b"hi\r\n"]
     assert codes(wire.said)[-2:] == [250, 421]
 
 
-def test_a_session_born_while_draining_is_turned_away() -> None:
-    wire = FakeWire([HELLO])
+def test_draining_waits_for_the_first_message_of_a_session() -> None:
+    wire = FakeWire([HELLO, OPEN, b"hi\r\n.\r\n", OPEN])
+    session, desk = draining(wire, 2)
+
+    assert session.run().end is End.DRAINED
+    assert desk.kept == [b"hi\r\n"]
+    assert wire.incoming == [OPEN]
+
+
+def test_draining_does_not_wait_long_for_a_first_message() -> None:
+    wire = FakeWire([HELLO] * 9, wait_s=FIRST_MAIL_S / 3)
+    session, _ = draining(wire, 1)
+
+    assert session.run().end is End.DRAINED
+    assert codes(wire.said) == [220, 250, 421]
+
+
+def test_a_silent_session_is_told_of_the_drain() -> None:
+    wire = FakeWire([], wait_s=2 * FIRST_MAIL_S)
     session = Session(wire, FakeDesk(), Manners(), clock=wire.clock)
     session.drain()
 
     assert session.run().end is End.DRAINED
-    assert codes(wire.said) == [421]
+    assert wire.timeouts == [FIRST_MAIL_S]
+    assert wire.said.endswith(replies.SHUTTING_DOWN.render())
+
+
+def test_a_session_born_while_draining_may_send_one_message() -> None:
+    wire = FakeWire([OPEN, b"hi\r\n.\r\n", OPEN])
+    desk = FakeDesk()
+    session = Session(wire, desk, Manners(), clock=wire.clock)
+    session.drain()
+
+    assert session.run().end is End.DRAINED
+    assert desk.kept == [b"hi\r\n"]
+
+
+def test_who_hangs_up_while_draining_has_left() -> None:
+    wire = FakeWire([HELLO, b""])
+    session, _ = draining(wire, 2)
+
+    assert session.run().end is End.LEFT
+    assert codes(wire.said) == [220, 250]
 
 
 # --- what the log gets
