@@ -9,7 +9,10 @@
 While the daemon is away what is held stays held; after two seconds (the master brings it
 back sooner) worker number n may use one slot of `capacity` for itself if n <= capacity, so
 that all workers together stay within it. When the daemon is back it is first told
-what is in use here (`slot.claim`), before it grants anything to anybody.
+what is in use here (`slot.claim`), before it grants anything to anybody. Should it be away just
+while a reload overlaps two generations, each has a worker n: for as long as the old one's send
+lasts a mailbox may see one more than `capacity` for each. Microsoft answers that with 429, which
+rests the mailbox; knowing better would need the daemon that is away.
 
 Frames: see `quota.desk`. Works patched by gevent or not; no lock is held over a talk,
 but for the claims.

@@ -432,6 +432,22 @@ def test_systemd_hears_ready_status_and_stopping(relay: Relay) -> None:
     assert relay.wait_exit() == 0
 
 
+def test_systemd_is_asked_for_patience_where_it_takes_long(relay: Relay) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(relay.folder / "notify"))
+        systemd.settimeout(25)
+        relay.environ = {"NOTIFY_SOCKET": str(relay.folder / "notify")}
+        relay.config |= {"behaviour": "slow"}
+        relay.start()
+        heard = _hear(systemd, "EXTEND_TIMEOUT_USEC=30000000")  # a large spool is copied
+        assert "READY=1" not in heard
+        (relay.folder / "opened").touch()
+        _hear(systemd, "READY=1")
+        relay.signal(signal.SIGTERM)
+        _hear(systemd, "STOPPING=1", "EXTEND_TIMEOUT_USEC=20000000")  # graceful_timeout and more
+    assert relay.wait_exit() == 0
+
+
 def test_systemd_hears_why_a_reload_was_refused_until_one_is_done(relay: Relay) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(relay.folder / "notify"))

@@ -238,6 +238,9 @@ def test_a_migration_that_fails_leaves_schema_and_copy(
 def test_the_spool_of_a_newer_relayd_is_refused_and_left_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    old = Bench(tmp_path)
+    old.put()
+    old.core.close()
     with monkeypatch.context() as later:
         newer(later)
         Bench(tmp_path).core.close()
@@ -245,3 +248,8 @@ def test_the_spool_of_a_newer_relayd_is_refused_and_left_as_it_is(
     with pytest.raises(ConfigError, match="brought to schema version 2 by relayd"):
         Bench(tmp_path)
     assert (tmp_path / "spool.db").read_bytes() == before
+    # What docs/spool.md says of the way back.
+    (tmp_path / "spool.db.schema1.backup").replace(tmp_path / "spool.db")
+    again = Bench(tmp_path)
+    assert again.rows("SELECT count(*) FROM message") == [(1,)]
+    again.core.close()
