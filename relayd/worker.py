@@ -263,12 +263,14 @@ class Worker:
             log.debug("status.unavailable", text=str(error))
             figures, trouble = {}, trouble or str(error)
         try:
+            # With many devices and upstreams all of it would not fit in one packet.
+            for part in metrics.pieces(metrics.snapshot()):
+                self._channel.send({"event": "counters", "counters": part})
             self._channel.send(
                 {
                     "event": "status",
                     "connections": len(self._sessions),
                     "spool": {"ok": not trouble, "text": trouble},
-                    "counters": metrics.snapshot(),
                     **figures,
                 }
             )

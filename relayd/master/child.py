@@ -7,8 +7,9 @@ One AF_UNIX SOCK_SEQPACKET pair for each child; a packet is one JSON object of a
                      {"event": "failed", "text": …}   cannot serve; then it exits
                      {"event": "status", …}           a child's figures, at most every 2 s:
                         worker: {"connections": n, "queue": {"ready": n, …}, "oldest_s": s,
-                                 "counters": {…}, "upstreams": {…}, "spool": {"ok": b, …}}
+                                 "upstreams": {…}, "spool": {"ok": b, …}}
                         admin:  {"admin": {"address": …, "listening": b, "text": …}, …}
+                     {"event": "counters", "counters": {…}}  cumulative, in parts, before it
                      {"event": "callers" or "errors", "rows": […]}  news, of all children
     master -> child  {"do": "drain"}                  graceful stop; then exit 0
                      {"do": "reclaim", "pid": n}      a worker died: take back its leases

@@ -299,8 +299,12 @@ class Household:
                 self._log.error("child.failed", child=child.name, pid=child.pid, reason=text)
                 self._news.append(News(What.FAILED, child, text))
             case "status":
-                child.figures = {k: v for k, v in members.items() if k != "event"}
+                told = {k: v for k, v in members.items() if k != "event"}
+                child.figures = {"counters": child.figures.get("counters", {})} | told
                 child.heard_at = self._clock.monotonic()
+            case "counters":
+                known: dict[str, Json] = {**counters(child.figures), **counters(members)}
+                child.figures = {**child.figures, "counters": known}
             case "callers":
                 self.callers.hear(members.get("rows"))
             case "errors":

@@ -14,8 +14,9 @@ Source: https://prometheus.io/docs/concepts/metric_types/
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -229,6 +230,20 @@ def lasting(snapshot: Mapping[str, Mapping[str, Value]]) -> Snapshot:
         for name, series in snapshot.items()
         if name in METRICS and METRICS[name].kind != "gauge"
     }
+
+
+def pieces(snapshot: Snapshot, most_octets: int = 32_000) -> Iterator[Snapshot]:
+    """Yield a snapshot in parts whose JSON is about `most_octets` long, at most 200 series more."""
+    part: Snapshot = {}
+    size = 0
+    for name, series in snapshot.items():
+        part[name] = series
+        size += len(json.dumps(series))
+        if size >= most_octets:
+            yield part
+            part, size = {}, 0
+    if part:
+        yield part
 
 
 def merge(snapshots: Iterable[Mapping[str, Mapping[str, Value]]]) -> Snapshot:

@@ -20,7 +20,7 @@ from relayd.master.channel import Packet
 from relayd.master.checker import Loaded, sealed
 from relayd.master.crew import Child, Crew, Life
 from relayd.master.frames import Frame, Json
-from relayd.master.household import Household, What
+from relayd.master.household import Household, What, counters
 from relayd.master.launch import Launch, Timings
 from relayd.master.log import Log
 from relayd.master.settings import parse
@@ -118,6 +118,23 @@ def test_what_cached_counted_counts_on_and_its_leases_are_nobodys(home: Home) ->
     home.until(lambda: What.DIED in home.news)
     assert home.household.retired["relayd_sessions_total"] == {"lan\tok": 1}
     assert home.household.unclaimed == []
+
+
+def test_counters_may_come_in_parts_and_stay_when_a_status_has_none(home: Home) -> None:
+    home.until(lambda: What.READY in home.news)
+    child = home.child
+    packets: list[dict[str, Json]] = [
+        {"event": "counters", "counters": {"relayd_messages_sent_total": {"a": 1}}},
+        {"event": "counters", "counters": {"relayd_auth_total": {"b\tok": 2}}},
+        {"event": "counters", "counters": "nonsense"},
+        {"event": "status", "queue": {"ready": 4}},
+    ]
+    for members in packets:
+        home.household._hear(child, Packet(members, ()))
+    assert child.figures["queue"] == {"ready": 4}
+    counted = counters(child.figures)
+    assert counted["relayd_messages_sent_total"] == {"a": 1}
+    assert counted["relayd_auth_total"] == {"b\tok": 2}
 
 
 def test_it_is_known_when_a_child_told_its_figures(home: Home) -> None:

@@ -231,3 +231,30 @@ def test_a_registry_that_was_cleared_counts_from_nothing() -> None:
     assert registry.snapshot() == {}
     registry.count("relayd_messages_sent_total", upstream="contoso")
     assert registry.snapshot() == {"relayd_messages_sent_total": {"contoso": 1}}
+
+
+@given(st.integers(1, 300), st.integers(10, 5000))
+def test_the_pieces_of_a_snapshot_are_all_of_it(count: int, most: int) -> None:
+    registry = Registry()
+    for number in range(count):
+        registry.count("relayd_messages_sent_total", upstream=f"u{number}")
+        registry.observe("relayd_send_seconds", 0.1, upstream=f"u{number}")
+        registry.count("relayd_smtp_replies_total", code=number)
+    parts = list(metrics.pieces(registry.snapshot(), most))
+    assert all(parts)
+    assert merge(parts) == registry.snapshot()
+    whole = {name: series for part in parts for name, series in part.items()}
+    assert whole == registry.snapshot()
+
+
+def test_every_metric_with_all_its_series_fits_in_packets() -> None:
+    registry = Registry()
+    for name, metric in METRICS.items():
+        for number in range(MAX_SERIES if metric.labels else 1):
+            labels: dict[str, object] = dict.fromkeys(metric.labels, f"{number:060}")
+            do = {"counter": registry.count, "histogram": registry.observe}
+            do.get(metric.kind, registry.gauge)(name, 123_456_789.25, **labels)
+    parts = list(metrics.pieces(registry.snapshot()))
+    assert len(parts) > 3
+    for part in parts:
+        assert len(json.dumps({"event": "counters", "counters": part}).encode()) < 65536
