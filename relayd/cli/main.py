@@ -89,6 +89,9 @@ COMMANDS: Final = (
     ),
     Command("doctor", "relayd.cli.doctor", "look at the way out, step by step", "in trouble"),
     Command(
+        "report", "relayd.cli.report", "a bundle for a bug report, no secrets in it", "in trouble"
+    ),
+    Command(
         "explain", "relayd.cli.explain", "say what an error code means and what to do", "in trouble"
     ),
     Command(

@@ -34,17 +34,18 @@ class Callers:
             if isinstance(row, Mapping):
                 self._add(row)
 
-    def shown(self, name: str = "", ip: str = "") -> list[Frame]:
+    def shown(self, name: str = "", ip: str = "", *, whole: bool = False) -> list[Frame]:
         """Return the rows, last heard first; for one device, user or address with transcripts.
 
         name: of a [[device]] or [[user]]; ip: an address; "" for any.
+        whole: with transcripts in any case.
         """
         rows = [
             row
             for row in reversed(self._rows.values())
             if (not name or name in (row["device"], row["user"])) and (not ip or ip == row["ip"])
         ]
-        return list(_fitting(rows if name or ip else map(_short, rows)))
+        return list(_fitting(rows if name or ip or whole else map(_short, rows)))
 
     def _add(self, news: Frame) -> None:
         ip, device, user = (str(news.get(key, ""))[:_LONGEST] for key in ("ip", "device", "user"))

@@ -111,7 +111,8 @@ class Commands:
         house = self._loop.house
         name, ip = (str(request.get(key) or "") for key in ("name", "ip"))
         up_s = round(house.now() - house.started_at, 1)
-        return done({"up_s": up_s, "callers": house.household.callers.shown(name, ip)})
+        rows = house.household.callers.shown(name, ip, whole=request.get("whole") is True)
+        return done({"up_s": up_s, "callers": rows})
 
     def _reload(self, client: Client, _request: Mapping[str, Json]) -> Frame | None:
         if self._loop.house.phase is Phase.STOPPING:

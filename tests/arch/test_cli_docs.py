@@ -125,7 +125,7 @@ def test_every_help_fits_80_columns(name: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_commands_named_in_advice_exist() -> None:
     """Nobody woken at night types a command that is not there: those to come are listed here."""
-    later = {"doctor", "token", "report", "login", "upstream"}
+    later = {"doctor", "token", "login", "upstream"}
     texts = [row.advice for row in catalogue.ENTRIES]
     texts += [one.action for one in (*aadsts.AADSTS.values(), *aadsts.ERRORS.values())]
     named = {word for text in texts for word in re.findall(r"\brelayd ([a-z]+)", text)}
@@ -214,6 +214,16 @@ def test_keys_of_secrets_are_documented(
     assert keys(section("relayd secret set")) == list(printed(capsys))
     relayd(*config, "--json", "secret", "list")
     assert set(keys(section("relayd secret list"))) == set(printed(capsys)[0])
+
+
+def test_keys_of_a_report_are_documented(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "relayd.toml"
+    path.write_text(f'[server]\nruntime_dir = "{tmp_path}"\n[log]\nfile = "{tmp_path}/log"\n')
+    output = str(tmp_path / "report.tar.gz")
+    relayd("--config", str(path), "--json", "report", "--output", output)
+    assert keys(section("relayd report"))[:2] == list(printed(capsys))
 
 
 def test_keys_of_devices_are_documented(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,7 @@ def test_a_name_or_an_address_chooses_and_only_then_there_are_transcripts() -> N
     assert [row["ip"] for row in callers.shown()] == ["192.0.2.7", "192.0.2.9", "192.0.2.5"]
     assert "transcript" not in json.dumps(callers.shown())
     assert "transcript" in json.dumps(callers.shown(ip="192.0.2.5"))
+    assert "transcript" in json.dumps(callers.shown(whole=True))
     assert [row["user"] for row in callers.shown("nas")] == ["nas"]
     assert callers.shown("", "192.0.2.10") == []
 
