@@ -42,7 +42,7 @@ examples:
   sudo relayd doctor contoso
   relayd --json doctor | jq '.[].steps[] | select(.state == "problem")'
 
-No mail is sent. After ErrorAccessDenied the mailbox is not asked about for 30 minutes.
+No mail is sent. After ErrorAccessDenied the mailbox is left alone for 30 min.
 exit: 0 nothing wrong was found (warnings allowed), 1 a problem was found;
       2 no such upstream"""
 

@@ -38,7 +38,7 @@ _WRONG_USAGE: Final = 2
 _QUICK_S: Final = 2.0
 _EPILOG: Final = """\
 examples:
-  relayd explain-access --ip 192.168.10.5 --from ups@nas.local --to it@contoso.com
+  relayd explain-access --ip 192.168.10.5 --from ups@nas.lan --to it@contoso.com
   relayd explain-access --ip 10.1.2.3 --user printer1 --from a@contoso.com \\
       --to you@example.com --size 4MB
   relayd --json explain-access --ip ::1 --from '<>' --to it@contoso.com
