@@ -252,6 +252,14 @@ def _admin_warnings(config: Config) -> Iterator[Problem]:
             "devices, upstreams and mailboxes; let only the monitoring host through the firewall"
         )
         yield Problem(("admin", "address"), text)
+    same_port = [
+        one.name
+        for one in config.listener
+        if any(each.rpartition(":")[2] == address.rpartition(":")[2] for each in one.address)
+    ]
+    if same_port:
+        text = f'[[listener]] "{same_port[0]}" has this port: no metrics; choose another here'
+        yield Problem(("admin", "address"), text)
 
 
 def _room_warnings(config: Config, host: Host) -> Iterator[Problem]:

@@ -243,6 +243,12 @@ def test_metrics_that_others_can_read_are_told(folder: Path, address: str) -> No
     assert "without a login" in warning
 
 
+def test_metrics_on_the_port_of_a_listener_are_told(folder: Path) -> None:
+    (folder / "state/users.toml").touch()
+    (warning,) = host_warnings(put(folder, LAN + '[admin]\naddress = "127.0.0.1:25"'))
+    assert '[admin] address: [[listener]] "lan" has this port' in warning
+
+
 @pytest.mark.parametrize("address", ["", "127.0.0.1:9", "127.9.9.9:8025", "[::1]:8025"])
 def test_metrics_on_loopback_or_none_are_fine(folder: Path, address: str) -> None:
     assert host_warnings(put(folder, f'[admin]\naddress = "{address}"')) == []
