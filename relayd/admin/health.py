@@ -37,10 +37,13 @@ class Health(NamedTuple):
         return all(check.ok for check in self.checks.values())
 
     def render(self) -> bytes:
-        """Return it as JSON with a final newline."""
-        checks = {name: check._asdict() for name, check in self.checks.items()}
-        text = json.dumps({"ok": self.ok, "checks": checks}, indent=1)
-        return text.encode("ascii") + b"\n"
+        """Return it as JSON, a line for each check."""
+        rows = (
+            f" {json.dumps(name)}: {json.dumps(check._asdict())}"
+            for name, check in self.checks.items()
+        )
+        text = f'{{"ok": {json.dumps(self.ok)}, "checks": {{\n' + ",\n".join(rows) + "\n}}\n"
+        return text.encode("ascii")
 
 
 def silent(text: str) -> Health:

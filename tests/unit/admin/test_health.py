@@ -93,6 +93,13 @@ def test_many_are_not_all_named() -> None:
     assert ready({**GOOD, "upstreams": upstreams}).checks["upstreams"].text.endswith("and 2 more")
 
 
+def test_each_check_has_its_own_line_for_who_reads_it_with_curl() -> None:
+    lines = ready(GOOD).render().decode().splitlines()
+    assert lines[0] == '{"ok": true, "checks": {'
+    assert lines[1] == ' "master": {"ok": true, "text": "running"},'
+    assert lines[-1] == "}}"
+
+
 def test_a_master_that_answers_is_alive_and_a_silent_one_is_not() -> None:
     health = alive({"pid": 7, "version": "0.1.0"})
     assert health.ok
