@@ -4,8 +4,8 @@ A command is a row of COMMANDS: its name, the module that has it, one line of he
 in the help. The module has `add_NAME(parser)` ("-" as "_"), which adds the arguments, sets an
 epilog with examples and calls `parser.set_defaults(act=f)` where `f(options) -> exit code`.
 `options.config` is the configuration file's path, `options.json` whether machine-readable
-output is wanted. Only the module of the command that was typed is imported: what it needs
-beyond its arguments it imports where that is used, so that `--help` and completion stay quick.
+output is wanted. Only the module of the command that was typed is imported, and it needs the
+standard library alone: an action that needs more stands in a module of its own (`later`).
 
 Exit codes (sysexits.h): 0 done, 1 failed, 2 wrong usage, 69 not running or cannot listen,
 75 try again later, 78 the configuration cannot be used.
@@ -56,6 +56,9 @@ COMMANDS: Final = (
         "relayd.cli.daemon",
         "read the configuration, say what is wrong with it",
         "the relay",
+    ),
+    Command(
+        "setup", "relayd.cli.setup", "first run: asks, or takes options, and starts", "the relay"
     ),
     Command(
         "status", "relayd.cli.status", "show processes, queue, upstreams, last errors", "the relay"
@@ -114,7 +117,7 @@ SMTP relay that lets devices send through Microsoft 365.
                  else {config}
   --json         print JSON where data is printed
 
-first steps: relayd check; relayd status; relayd queue list
+first steps: relayd setup; relayd status; relayd queue list
 `relayd COMMAND --help` shows a command's options, examples and exit codes.
 """
 
@@ -159,6 +162,19 @@ def parser_for(wanted: str) -> argparse.ArgumentParser:
         if command.name == wanted:
             _filler(command)(sub)
     return parser
+
+
+def later(module: str, name: str) -> Callable[[argparse.Namespace], int]:
+    """Return an action that is imported when it is run: for modules that need much.
+
+    The module with the arguments then costs little, for --help, completion and the man page.
+    """
+
+    def act(options: argparse.Namespace) -> int:
+        action: Callable[[argparse.Namespace], int] = getattr(importlib.import_module(module), name)
+        return action(options)
+
+    return act
 
 
 def _filler(command: Command) -> Callable[[argparse.ArgumentParser], None]:
