@@ -172,10 +172,12 @@ class Operator:
 
     # ---- requests
 
-    def serve(self, request: Frame, fd: int, peer: Json = None) -> None:
+    def serve(self, request: Frame, fd: int, peer: Json = None, down: Json = None) -> None:
         """Answer one request on the client's socket, which is then closed; raises nothing.
 
         peer: {"uid", "pid"} of who asks, for the log.
+        down: upstreams that another worker found down: name -> {"cause", "text", "retry_in_s"};
+              this one learns of it only by mail of its own.
         """
         with socket.socket(fileno=fd) as client:
             client.settimeout(self._patience_s)
@@ -183,7 +185,7 @@ class Operator:
                 if request.get("command") == "smtp":
                     self._serve_smtp(request, client)
                     return
-                for reply in self._replies(request, peer):
+                for reply in self._replies(request, peer, down):
                     client.sendall(_frame(reply))
             except (OSError, PeerGone, PeerSilent) as error:
                 log.debug("control.lost", text=str(error))
@@ -205,12 +207,12 @@ class Operator:
         self._users.refresh()
         return (*self._config.device, *self._users.all())
 
-    def _replies(self, request: Frame, peer: Json) -> Iterator[Frame]:
+    def _replies(self, request: Frame, peer: Json, down: Json) -> Iterator[Frame]:
         command = str(request.get("command"))
         try:
             match command:
                 case "queue.list" | "queue.show":
-                    yield from look(self._reader, request, self._now)
+                    yield from look(self._reader, request, lambda: self._now(down))
                 case "queue.export":
                     yield from self._export(request)
                 case "devices":
@@ -228,12 +230,11 @@ class Operator:
         except RelaydError as error:
             yield refused(str(error))
 
-    def _now(self) -> Now:
-        down = {
-            one.name: Outage(one.cause, one.text, one.retry_in_s)
-            for one in self._courier.upstreams()
-            if one.state != "up"
-        }
+    def _now(self, elsewhere: Json) -> Now:
+        down = _outages(elsewhere)
+        for one in self._courier.upstreams():
+            if one.state != "up":
+                down[one.name] = Outage(one.cause, one.text, one.retry_in_s)
         return Now(holds=self._door.holds(), down=down, clock=self._courier.clock_trouble)
 
     def _devices(self) -> Iterator[Frame]:
@@ -319,6 +320,17 @@ class Operator:
                     octets = base64.b64encode(piece[start : start + _EXPORT_PIECE])
                     yield done({"octets": octets.decode("ascii")}, more=True)
         yield done({"octets": ""})
+
+
+def _outages(told: Json) -> dict[str, Outage]:
+    """Return what the master says is down; whatever is no row is passed over."""
+    out: dict[str, Outage] = {}
+    for name, row in told.items() if isinstance(told, Mapping) else ():
+        if isinstance(row, Mapping):
+            retry_in_s = row.get("retry_in_s")
+            left_s = float(retry_in_s) if isinstance(retry_in_s, int | float) else 0.0
+            out[str(name)] = Outage(str(row.get("cause", "")), str(row.get("text", "")), left_s)
+    return out
 
 
 def _token_expiries(cached: Mapping[str, Json]) -> dict[str, int]:

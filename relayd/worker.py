@@ -327,8 +327,8 @@ class Worker:
             case {"do": "reclaim", "pid": int(pid)}:
                 gevent.spawn(self._courier.reclaim, pid)
             case {"do": "control", "request": dict(request)} if fds:
-                peer = packet.members.get("peer")
-                gevent.spawn(self._operator.serve, request, fds.pop(0), peer)
+                peer, down = packet.members.get("peer"), packet.members.get("down")
+                gevent.spawn(self._operator.serve, request, fds.pop(0), peer, down)
         for fd in fds:
             os.close(fd)
 

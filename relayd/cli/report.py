@@ -196,11 +196,9 @@ class Known:
             if "@" in text or any(part in _DOMAIN_KEYS for part in path)
         }
         names = [(one, "this-host") for one in {socket.gethostname()} - _WORDS]
-        names += [
-            (text, f"{_NAME_KEYS[str(path[-1])]}-{number}")
-            for number, (path, text) in enumerate(self._texts, 1)
-            if path[-1] in _NAME_KEYS
-        ]
+        for key, kind in _NAME_KEYS.items():
+            found = dict.fromkeys(text for path, text in self._texts if path[-1] == key)
+            names += [(text, f"{kind}-{number}") for number, text in enumerate(found, 1)]
         return Redactor(
             secrets=secrets,
             domains=[one for one in domains if "." in one],
@@ -303,7 +301,8 @@ def _told(command: list[str]) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{command[0]}: {error}"
-    return (done.stdout or done.stderr).decode("utf-8", "backslashreplace").strip()
+    told = (done.stdout or done.stderr).decode("utf-8", "backslashreplace").strip()
+    return told or f"{command[0]} printed nothing"
 
 
 def _check(config: str) -> str:

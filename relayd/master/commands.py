@@ -152,6 +152,8 @@ class Commands:
             "peer": {"uid": client.peer.uid, "pid": client.peer.pid},
         }
         household: Household = house.household
+        if found := report.down(household):
+            packet = {**packet, "down": found}
         try:
             taken = house.control.hand_over(
                 client, lambda fd: household.send_to_worker(house.current, packet, (fd,))

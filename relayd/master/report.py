@@ -21,6 +21,8 @@ from relayd.observe import logfmt, metrics, recent
 _MOST_ERRORS: Final = 20
 _LONGEST_PROBLEM: Final = 200  # characters; the rest of the line must be seen too
 _SILENT_S: Final = 15.0  # a worker tells its figures every 2 s
+_MOST_DOWN: Final = 8
+_SHORT: Final = 160
 _WORSE: Final[Mapping[Json, int]] = {"down": 2, "probing": 1}
 
 
@@ -251,6 +253,23 @@ def _worse(older: Mapping[str, Json], younger: Mapping[str, Json]) -> dict[str, 
     if any(isinstance(count, int) for count in counts):
         row["in_flight"] = sum(count for count in counts if isinstance(count, int))
     return row
+
+
+def down(household: Household) -> Frame:
+    """Return the upstreams that some worker finds down, for a worker that does not know yet.
+
+    At most _MOST_DOWN, with little text: it travels with a request (channel.MAX_PACKET_BYTES).
+    """
+    workers = [c for c in household.children() if c.kind == "worker"]
+    rows = {name: row for name, row in _upstreams(workers).items() if isinstance(row, Mapping)}
+    return {
+        name: {
+            "cause": str(row.get("cause", ""))[:_SHORT],
+            "text": str(row.get("text", ""))[: 2 * _SHORT],
+            "retry_in_s": row.get("retry_in_s"),
+        }
+        for name, row in [one for one in rows.items() if one[1].get("state") in _WORSE][:_MOST_DOWN]
+    }
 
 
 def _badness(row: Mapping[str, Json]) -> int:

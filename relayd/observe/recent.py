@@ -32,14 +32,16 @@ class Recent:
     def note(self, event: str, fields: Mapping[str, object], moment: datetime) -> None:
         """Remember one error; never raises."""
         cause = _text(fields, "cause") or _code(_text(fields, "reason"))
+        do = _text(fields, "advice")
         words = next((text for name in _WORDS if (text := _text(fields, name))), "")
+        words = words.replace(f": {do}", "") if do else words  # said once is enough
         upstream = _text(fields, "upstream")
         key = (event, upstream, cause or words[:40])
         before = self._rows.pop(key, None)
         times = before["times"] if before is not None else 0
         self._rows[key] = {
             "at": logfmt.stamp(moment), "event": event, "cause": cause, "upstream": upstream,
-            "text": words, "do": _text(fields, "advice"), "times": int(times) + 1,
+            "text": words, "do": do, "times": int(times) + 1,
         }  # fmt: skip
         while len(self._rows) > MOST_KINDS:
             self._rows.popitem(last=False)

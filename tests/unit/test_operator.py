@@ -103,9 +103,9 @@ class Room:
         """Return all replies to one request."""
         return list(Decoder().feed(self.raw(request, peer)))
 
-    def raw(self, request: Frame, peer: Json = None) -> bytes:
+    def raw(self, request: Frame, peer: Json = None, down: Json = None) -> bytes:
         ours, theirs = socket.socketpair()
-        serving = gevent.spawn(self.operator.serve, request, theirs.detach(), peer)
+        serving = gevent.spawn(self.operator.serve, request, theirs.detach(), peer, down)
         octets = b""
         with ours:
             while piece := ours.recv(65536):
@@ -472,6 +472,21 @@ def test_figures_tell_of_a_wrong_clock_and_so_does_the_queue(room: Room) -> None
     room.put()
     (page,) = room.ask({"command": "queue.list"})
     assert '"reason": "the clock is wrong"' in json.dumps(page)
+
+
+def test_an_outage_another_worker_met_is_why_mail_waits_here_too(room: Room) -> None:
+    room.put()
+    told: Json = {
+        "contoso": {"cause": "7000215", "text": "wrong", "retry_in_s": 20}, "x": "garbage",
+    }  # fmt: skip
+    cases: list[tuple[Json, str]] = [
+        (told, "contoso is down (AADSTS7000215)"),
+        (None, ""),
+        ("garbage", ""),
+    ]
+    for down, reason in cases:
+        octets = room.raw({"command": "queue.list"}, None, down)
+        assert f'"reason":"{reason}"'.encode() in octets
 
 
 def test_figures_have_the_fullest_mailboxes_first_and_no_more_than_20(room: Room) -> None:

@@ -15,7 +15,7 @@ from relayd.master.callers import Callers
 from relayd.master.checker import Loaded
 from relayd.master.commands import Commands
 from relayd.master.control import Client, Peer
-from relayd.master.crew import Crew
+from relayd.master.crew import Crew, Life
 from relayd.master.frames import Frame, Garbage, Json
 from relayd.master.house import House, Phase
 from relayd.master.report import Troubles
@@ -31,6 +31,7 @@ class Loop:
         self.done: list[object] = []
         self.replies: list[Frame] = []
         self.worker: bool | Exception = True
+        self.children: list[object] = []
         loaded = Loaded(select(Config()), fd=-1)
         self.house = cast("House", self._house(loaded))
 
@@ -40,7 +41,7 @@ class Loop:
                 reply=lambda _client, frame: self.replies.append(frame),
                 hand_over=lambda _client, send: send(77),
             ),
-            household=SimpleNamespace(send_to_worker=self._send),
+            household=SimpleNamespace(send_to_worker=self._send, children=lambda: self.children),
             current=Crew("worker", 1, loaded, (), 2),
             phase=Phase.RUNNING,
             clock=FakeClock(),
@@ -153,6 +154,14 @@ def test_what_the_master_does_not_know_goes_to_a_worker_with_who_asks(loop: Loop
         "peer": {"uid": 1000, "pid": 9},
     }
     assert loop.done == [(packet, (77,))]
+
+
+def test_a_worker_is_told_what_another_found_down(loop: Loop) -> None:
+    figures: Frame = {"upstreams": {"a": {"state": "down", "cause": "dns-failed"}}}
+    loop.children = [SimpleNamespace(kind="worker", life=Life.READY, serial=1, figures=figures)]
+    ask(loop, command="queue.list")
+    ((packet, _),) = cast("list[Any]", loop.done)
+    assert packet["down"]["a"]["cause"] == "dns-failed"
 
 
 @pytest.mark.parametrize(

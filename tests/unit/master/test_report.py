@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import selectors
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,19 @@ def test_one_worker_that_doubts_the_clock_is_believed(household: Household) -> N
     a_worker(crew, 2, clock={"right": True})
     assert report.status(household, crew, {}, clock=FakeClock())["clock"] == wrong
     assert "THE CLOCK IS WRONG" in report.summary(crew, household, "serving", 1)
+
+
+def test_what_one_worker_found_down_is_told_to_the_others(household: Household) -> None:
+    crew = a_crew()
+    household.crews = [crew]
+    row: Frame = {"state": "down", "cause": "7000215", "text": "x" * 999, "retry_in_s": 5}
+    a_worker(crew, 1, upstreams={"a": row, "b": {"state": "up"}, "c": {"state": "probing"}})
+    a_worker(crew, 2, upstreams={"a": {"state": "up"}})
+    found = report.down(household)
+    assert list(found) == ["a", "c"]
+    assert found["a"] == {"cause": "7000215", "text": "x" * 320, "retry_in_s": 5}
+    a_worker(crew, 3, upstreams={f"u{n}": row for n in range(40)})
+    assert len(json.dumps(report.down(household))) < 4096
 
 
 def test_certificates_are_shown_with_the_end_the_workers_know(household: Household) -> None:

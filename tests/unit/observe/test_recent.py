@@ -30,6 +30,14 @@ def test_a_row_says_when_what_why_and_what_to_do() -> None:
     assert recent.take() == []
 
 
+def test_an_advice_that_stands_in_the_text_is_told_once() -> None:
+    recent = Recent()
+    fields = {"text": "wrong secret: make a new one (trace 1)", "advice": "make a new one"}
+    recent.note("upstream.down", fields, NOW)
+    (row,) = recent.take()
+    assert (row["text"], row["do"]) == ("wrong secret (trace 1)", "make a new one")
+
+
 def test_a_thousand_of_one_kind_leave_the_others_their_place() -> None:
     recent = Recent()
     recent.note("spool.unhealthy", {"why": "disk I/O error"}, NOW)
