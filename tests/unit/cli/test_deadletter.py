@@ -84,9 +84,15 @@ def test_no_link_is_followed_and_no_strange_file_is_written(
     with pytest.raises(OSError, match="no folder"):
         keep(home)
     (shared / f"dead.letter.{os.getuid()}").unlink()
-    os.mkfifo(shared / f"dead.letter.{os.getuid()}")
-    with pytest.raises(OSError, match="no folder"):
-        keep(home)
+    os.mkfifo(shared / f"dead.letter.{os.getuid()}", 0o600)
+    reader = os.open(shared / f"dead.letter.{os.getuid()}", os.O_RDWR | os.O_NONBLOCK)
+    try:
+        with pytest.raises(OSError, match="no folder"):
+            keep(home)
+        with pytest.raises(BlockingIOError):
+            os.read(reader, 1)
+    finally:
+        os.close(reader)
     assert victim.read_text() == ""
 
 

@@ -116,6 +116,7 @@ def test_what_is_there_stays() -> None:
         ('O"Hara (x)', "a@b.c", '"O\\"Hara (x)" <a@b.c>'),
         ("Jürgen", "a@b.c", "=?utf-8?B?SsO8cmdlbg==?= <a@b.c>"),
         ("a\r\nBcc: x@y.z", "a@b.c", '"a Bcc: x@y.z" <a@b.c>'),
+        ("a\x1b[0m", "a@b.c", '"a [0m" <a@b.c>'),
         ("", "", "MAILER-DAEMON"),
     ],
 )

@@ -62,10 +62,14 @@ def test_an_entry_has_id_size_time_sender_reason_and_recipients(
 def test_the_last_line_is_what_monitoring_plugins_look_for(
     control: ControlSocket, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [row(), row(to=["c@contoso.com"]), row(id="1JV7SEQSLMJCX", **{"from": ""})]
+    rows = [
+        row(bytes=1_000_000),
+        row(to=["c@contoso.com"]),
+        row(id="1JV7SEQSLMJCX", **{"from": ""}),
+    ]
     lines = shown(control, capsys, *rows)
     assert re.fullmatch(r"-- (\d+) Kbytes in (\d+) Requests?\.", lines[-1])
-    assert lines[-1] == "-- 9 Kbytes in 2 Requests."
+    assert lines[-1] == "-- 982 Kbytes in 2 Requests."
     assert lines[-5].endswith("MAILER-DAEMON")
 
 
@@ -79,7 +83,7 @@ def test_a_mark_says_what_is_sent_now_and_what_is_held(
 def test_what_a_peer_wrote_does_not_steer_the_terminal(
     control: ControlSocket, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = shown(control, capsys, row(**{"from": "\x1b[2J", "reason": "\x07", "to": ["\r"]}))
+    lines = shown(control, capsys, row(**{"from": "\x1b[2J", "reason": "\x07", "to": ["\x1b[1m"]}))
     assert "\x1b" not in "".join(lines)
     assert "\x07" not in "".join(lines)
 
