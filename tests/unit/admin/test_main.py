@@ -112,6 +112,7 @@ def test_it_listens_beats_and_answers(house: House, address: str) -> None:
     caught.value.close()
 
 
+@pytest.mark.slow(3)
 def test_a_port_in_use_is_told_once_and_taken_when_it_is_free(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

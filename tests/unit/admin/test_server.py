@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 
@@ -46,7 +47,7 @@ class House:
 
     def turn(self, times: int = 4) -> None:
         for _ in range(times):
-            self.server.turn(0.01)
+            self.server.turn(0.002)
 
     def read(self, client: socket.socket) -> bytes:
         """Return all that comes until the end; the loop turns meanwhile."""
@@ -211,6 +212,41 @@ def test_an_answer_for_who_has_gone_is_nobodys(house: House) -> None:
     assert len(house.server) == 0
 
 
+def reset(client: socket.socket) -> None:
+    """Close so that the other end gets a reset."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+def test_a_client_that_resets_its_connection_is_gone(house: House) -> None:
+    reset(house.connect(b"GET /me"))
+    house.turn()
+    assert len(house.server) == 0
+
+
+def test_a_client_that_resets_it_instead_of_reading_is_gone(house: House) -> None:
+    house.answers_at_once = False
+    client = house.connect(ASKED)
+    house.answers[0](Response(200, b"x" * 8_000_000))
+    house.turn()
+    reset(client)
+    house.turn()
+    assert len(house.server) == 0
+
+
+def test_the_deadline_of_a_write_is_for_the_whole_answer(house: House) -> None:
+    house.answers_at_once = False
+    client = house.connect(ASKED)
+    house.answers[0](Response(200, b"x" * 8_000_000))
+    house.turn()
+    for _ in range(4):
+        house.clock.advance(3.0)
+        client.recv(65536)  # a little now and then does not help
+        house.turn()
+    assert len(house.server) == 0
+
+
+@pytest.mark.slow(1)
 def test_those_who_only_sit_there_keep_nobody_out(house: House) -> None:
     house.answers_at_once = False
     asking = house.connect(ASKED)
@@ -224,6 +260,7 @@ def test_those_who_only_sit_there_keep_nobody_out(house: House) -> None:
     assert house.read(asking).endswith(b"you too\n")
 
 
+@pytest.mark.slow(1)
 def test_when_all_wait_for_an_answer_the_oldest_gives_way(house: House) -> None:
     house.answers_at_once = False
     clients = [house.connect(ASKED) for _ in range(MOST_CLIENTS + 1)]

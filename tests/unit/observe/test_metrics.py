@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relayd.observe import metrics
@@ -233,6 +233,7 @@ def test_a_registry_that_was_cleared_counts_from_nothing() -> None:
     assert registry.snapshot() == {"relayd_messages_sent_total": {"contoso": 1}}
 
 
+@settings(max_examples=20)
 @given(st.integers(1, 300), st.integers(10, 5000))
 def test_the_pieces_of_a_snapshot_are_all_of_it(count: int, most: int) -> None:
     registry = Registry()
