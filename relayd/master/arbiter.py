@@ -209,6 +209,8 @@ class Arbiter:
         household.serial = state.serial
         household.retired = state.retired
         household.unclaimed = list(state.unclaimed)
+        household.remember(state.memory)
+        house.troubles.restore(state.memory.get("troubles"))
         for child in household.children():
             household.adopt(child)
         house.started_at = state.started_at

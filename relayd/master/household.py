@@ -312,6 +312,16 @@ class Household:
             case _:
                 return
 
+    def memory(self) -> dict[str, Json]:
+        """Return what children told for operators, for the code after an upgrade."""
+        callers = self.callers.shown(whole=True)
+        return {"errors": list(self.errors), "callers": callers[::-1]}
+
+    def remember(self, memory: Frame) -> None:
+        """Take in what the code before an upgrade was told."""
+        self.callers.hear(memory.get("callers"))
+        self._note_errors(memory.get("errors"))
+
     def _note_errors(self, rows: Json) -> None:
         told = [row for row in (rows if isinstance(rows, list) else []) if isinstance(row, Mapping)]
         self.errors = recent.merged([self.errors, told])

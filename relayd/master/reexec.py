@@ -171,6 +171,7 @@ class Reexec:
             started_at=self._house.started_at,
             upgrade_fds=_open_fds(self._askers),
             reload_fds=_open_fds(self._reload_askers()),
+            memory={"troubles": self._house.troubles.shown()} | household.memory(),
         )
 
 

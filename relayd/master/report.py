@@ -45,6 +45,15 @@ class Troubles:
         """Remember one."""
         self._last.append(Trouble(self._clock.utcnow(), event, text))
 
+    def restore(self, rows: Json) -> None:
+        """Remember those of the code before an upgrade; whatever is no row is passed over."""
+        for row in rows if isinstance(rows, list) else []:
+            try:
+                at = datetime.fromisoformat(row["at"])
+                self._last.append(Trouble(at, str(row["event"]), str(row["text"])))
+            except (KeyError, TypeError, ValueError):
+                continue
+
     def last(self) -> str:
         """Return the last one, as the end of a line; "" if there was none."""
         return f"; last trouble: {self._last[-1].text}" if self._last else ""
@@ -246,15 +255,6 @@ def _certificates(workers: Iterable[Child]) -> list[Frame]:
     ]
 
 
-def _worse(older: Mapping[str, Json], younger: Mapping[str, Json]) -> dict[str, Json]:
-    is_older = _badness(older) > _badness(younger)
-    row = dict(older if is_older else younger)
-    counts = [each.get("in_flight") for each in (older, younger)]
-    if any(isinstance(count, int) for count in counts):
-        row["in_flight"] = sum(count for count in counts if isinstance(count, int))
-    return row
-
-
 def down(household: Household) -> Frame:
     """Return the upstreams that some worker finds down, for a worker that does not know yet.
 
@@ -270,6 +270,15 @@ def down(household: Household) -> Frame:
         }
         for name, row in [one for one in rows.items() if one[1].get("state") in _WORSE][:_MOST_DOWN]
     }
+
+
+def _worse(older: Mapping[str, Json], younger: Mapping[str, Json]) -> dict[str, Json]:
+    is_older = _badness(older) > _badness(younger)
+    row = dict(older if is_older else younger)
+    counts = [each.get("in_flight") for each in (older, younger)]
+    if any(isinstance(count, int) for count in counts):
+        row["in_flight"] = sum(count for count in counts if isinstance(count, int))
+    return row
 
 
 def _badness(row: Mapping[str, Json]) -> int:

@@ -25,7 +25,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from relayd import __version__
@@ -35,6 +35,7 @@ from relayd.master import spawn
 from relayd.master.channel import Channel
 from relayd.master.checker import Loaded, read_all, sealed
 from relayd.master.crew import Child, Crew, Life
+from relayd.master.frames import Frame
 from relayd.master.settings import Settings, parse, select
 from relayd.master.sockets import Bound
 from relayd.observe import metrics
@@ -93,6 +94,7 @@ class State:
     """All that the new code needs.
 
     upgrade_fds, reload_fds: clients of control.sock that wait for the end of it.
+    memory: what operators are shown and nothing depends on: "troubles", "errors", "callers".
     """
 
     serial: int
@@ -104,6 +106,7 @@ class State:
     started_at: float
     upgrade_fds: tuple[int, ...] = ()
     reload_fds: tuple[int, ...] = ()
+    memory: Frame = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +126,7 @@ class Resumed:
     was: str
     upgrade_clients: tuple[socket.socket, ...]
     reload_clients: tuple[socket.socket, ...]
+    memory: Frame
 
 
 def replace(command: tuple[str, ...], state: State) -> None:
@@ -158,6 +162,7 @@ def _encode(state: State) -> dict[str, object]:
         "v": VERSION,
         "pid": os.getpid(),
         "relayd": __version__,
+        "memory": state.memory,
         "upgrade_clients": list(state.upgrade_fds),
         "reload_clients": list(state.reload_fds),
         "serial": state.serial,
@@ -251,6 +256,7 @@ def _resumed(state: dict[str, Any], was: str) -> Resumed:
         was=was,
         upgrade_clients=_clients(state.get("upgrade_clients", ())),
         reload_clients=_clients(state.get("reload_clients", ())),
+        memory=dict(state.get("memory", {})),
     )
 
 

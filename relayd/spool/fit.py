@@ -75,5 +75,5 @@ def standstill(config: Config) -> str:
 
 
 def _look(config: Config) -> tuple[str, Header | None]:
-    path = config.spool.url.removeprefix(_SCHEME)
-    return path, header(path) if path.startswith("/") else None
+    path = "/" + config.spool.url.removeprefix(_SCHEME).lstrip("/")
+    return path, header(path) if config.spool.url.startswith(_SCHEME) else None

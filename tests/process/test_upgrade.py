@@ -121,7 +121,12 @@ def program(tmp_path: Path) -> Program:
 def running(
     folder: Path, sandbox: SandboxProcess, program: Program, more: str = ""
 ) -> Iterator[RelayProcess]:
-    relay = RelayProcess(folder / "relay", sandbox.upstream_toml(messages_per_minute=0), more=more)
+    relay = RelayProcess(
+        folder / "relay",
+        sandbox.upstream_toml(messages_per_minute=0),
+        more=more,
+        admin=f"127.0.0.1:{free_port()}",
+    )
     try:
         program.start(relay)
         wait_until(lambda: relay.status().get("state") == "running", told=relay.log)
@@ -151,9 +156,13 @@ def test_an_upgrade_under_load_and_no_way_back(
             wait_for_more(loads)
             program.install("2.0.0", ADDITIVE)
             wait_for_more(loads)
+            wait_until(lambda: accepted_of(relay) > 0, told="no callers")
+            accepted_before = accepted_of(relay)
             done = program.relayd(relay, "upgrade")
             assert (done.returncode, done.stderr) == (0, ""), relay.log()[-3000:]
             assert "relayd 1.0.0 is now 2.0.0" in done.stdout
+            # What operators were shown before is shown still.
+            assert accepted_of(relay) >= accepted_before
             wait_for_more(loads)
             status = relay.status()
             assert (status["version"], status["pid"]) == ("2.0.0", relay.pid)
@@ -170,6 +179,12 @@ def test_an_upgrade_under_load_and_no_way_back(
         assert load.refused == []
         told = verdict(load.acknowledged, sandbox.client)
         assert (told.lost, told.damaged, told.twice) == ([], [], {})
+
+
+def accepted_of(relay: RelayProcess) -> int:
+    """Return how much mail the relay remembers of its callers."""
+    rows = relay.ask("callers")[-1]["callers"]
+    return sum(row.get("accepted", 0) for row in rows)
 
 
 def has_one_copy(relay: RelayProcess) -> None:
@@ -207,7 +222,7 @@ def test_nothing_is_imported_from_new_files_before_the_upgrade(
             wait_for_more([load])
             program.spoil()
             # All that the running code may still want: other children, a check, a generation.
-            for kind in ("worker", "cached"):
+            for kind in ("worker", "cached", "admin"):
                 victim = relay.pids(kind)[0]
                 os.kill(victim, signal.SIGKILL)
                 wait_until(partial(_is_replaced, relay, kind, victim), told=relay.log)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import selectors
 import signal
@@ -169,6 +170,28 @@ def test_what_children_tell_of_peers_and_errors_outlives_them(home: Home) -> Non
     home.until(lambda: What.DIED in home.news)
     assert [row["accepted"] for row in home.household.callers.shown()] == [1]
     assert [row["text"] for row in home.household.errors] == ["no such host"]
+
+
+def test_what_operators_are_shown_outlives_an_upgrade(home: Home, tmp_path: Path) -> None:
+    told: dict[str, Json] = {
+        "callers": [
+            {"ip": "192.0.2.5", "device": "ups", "accepted": 2},
+            {"ip": "192.0.2.6", "device": "nas", "refused": 1, "refusal": {"code": 550}},
+        ],
+        "errors": [{"at": "1", "event": "message.held", "text": "x", "times": 3}],
+    }
+    home.household.remember(told)
+    memory = json.loads(json.dumps(home.household.memory()))
+    folder = tmp_path / "after"
+    folder.mkdir()
+    after = Home(folder)
+    after.household.remember(memory)
+    assert after.household.memory() == home.household.memory()
+    assert [row["device"] for row in after.household.callers.shown()] == ["nas", "ups"]
+    assert after.household.errors[0]["times"] == 3
+    after.household.remember({"callers": 7, "errors": "x"})
+    assert len(after.household.callers.shown()) == 2
+    after.close()
 
 
 def test_a_stranger_is_not_buried(home: Home) -> None:

@@ -204,6 +204,15 @@ def test_the_line_begins_with_a_refused_reload_until_one_is_done() -> None:
     assert len(line) < 300
 
 
+def test_troubles_outlive_an_upgrade() -> None:
+    before, after = report.Troubles(FakeClock()), report.Troubles(FakeClock())
+    before.add("child.died", "worker 1")
+    garbage: list[Json] = [7, {}, {"at": "yesterday", "event": "x", "text": "y"}, {"at": None}]
+    after.restore([*before.shown(), *garbage])
+    after.restore(None)
+    assert after.shown() == before.shown()
+
+
 def test_the_last_troubles_are_kept_and_the_oldest_forgotten() -> None:
     troubles = report.Troubles(FakeClock())
     assert troubles.last() == ""

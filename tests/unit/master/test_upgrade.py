@@ -203,12 +203,17 @@ def test_clients_that_wait_are_handed_over() -> None:
     pairs = [socket.socketpair() for _ in range(2)]
     (one, _), (two, _) = pairs
     state = dataclasses.replace(
-        whole, upgrade_fds=(one.fileno(),), reload_fds=(two.fileno(),), crews=()
+        whole,
+        upgrade_fds=(one.fileno(),),
+        reload_fds=(two.fileno(),),
+        crews=(),
+        memory={"troubles": ["x"]},
     )
     assert {one.fileno(), two.fileno()} <= upgrade._descriptors(state)
     resumed = upgrade.resume(passed_on(upgrade._encode(state)))
     assert resumed is not None
     assert resumed.was == __version__
+    assert resumed.memory == {"troubles": ["x"]}
     for clients, (_, far) in zip(
         (resumed.upgrade_clients, resumed.reload_clients), pairs, strict=True
     ):
@@ -225,12 +230,13 @@ def test_clients_that_wait_are_handed_over() -> None:
 def test_older_code_that_left_less_is_understood() -> None:
     state = a_state()
     whole = upgrade._encode(state)
-    for name in ("relayd", "upgrade_clients", "reload_clients", "retired", "unclaimed"):
+    for name in ("relayd", "upgrade_clients", "reload_clients", "retired", "unclaimed", "memory"):
         del whole[name]
     resumed = upgrade.resume(passed_on(whole | {"crews": [], "new": "member"}))
     assert resumed is not None
     assert resumed.was == "an older relayd"
     assert resumed.upgrade_clients == ()
+    assert resumed.memory == {}
     close(state)
     resumed.control.close()
 
