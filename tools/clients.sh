@@ -2,7 +2,8 @@
 # Install the foreign mail programs that the tests talk to relayd with, where that is allowed;
 # elsewhere their tests say what they miss and are skipped.
 #   tools/clients.sh          swaks, msmtp, s-nail, curl, strace, and Debian's own python3-*
-#                             packages, with which the demo is run once more; promtool
+#                             packages, with which the demo is run once more; promtool; what
+#                             man pages and completion are tried with (groff, mandoc, zsh, fish)
 #   tools/clients.sh bench    also postfix (smtp-source, smtp-sink) and nginx with echo
 set -eu
 # promtool, which proves the alert rules, comes in one package with the Prometheus server. Only
@@ -19,7 +20,7 @@ promtool() {
     rm -rf "$folder"
 }
 trap promtool EXIT  # after apt's lists were renewed, if they are
-want="swaks msmtp s-nail curl strace
+want="swaks msmtp s-nail curl strace man-db groff-base mandoc zsh fish
 python3-argon2 python3-cryptography python3-dkim python3-gevent python3-msal
 python3-prometheus-client python3-requests python3-setproctitle python3-structlog python3-urllib3"
 want=$(echo $want)
