@@ -15,6 +15,7 @@ import errno
 import http.client
 import io
 import os
+import re
 import select
 import socket
 import ssl
@@ -33,6 +34,8 @@ from relayd.net.http import ConnectFailed, Resolver, SocketAddress
 
 _MAX_ANSWER_BYTES: Final = 256 * 1024
 _MAX_HEAD_BYTES: Final = 16 * 1024
+_LENGTH: Final = re.compile(rb"(?i)\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*(?:\r\n|\Z)")
+_CHUNKED: Final = re.compile(rb"(?i)\r\ntransfer-encoding:[ \t]*chunked")
 HTTPS: Final = 443
 
 NOT_YET_VALID: Final = 9  # X509_V_ERR_CERT_NOT_YET_VALID
@@ -324,6 +327,8 @@ def get(sock: Secured, place: Place, path: str, *, timeout_s: float, clock: Cloc
             if not isinstance(piece, bytes) or not piece:
                 break
             octets += piece
+            if _is_whole(bytes(octets)):
+                break
     except OSError as error:
         raise Broken(_reason(error)) from error
     at = asked_at + (clock.utcnow() - asked_at) / 2
@@ -334,6 +339,15 @@ def get(sock: Secured, place: Place, path: str, *, timeout_s: float, clock: Cloc
     except (http.client.HTTPException, OSError, ValueError) as error:
         raise Broken("the answer is no HTTP") from error
     return Fetched(response.status, _date(response.getheader("Date", "")), at, body)
+
+
+def _is_whole(octets: bytes) -> bool:
+    """Tell whether an answer is complete though the server leaves the connection open."""
+    head, end, body = octets.partition(b"\r\n\r\n")
+    length = _LENGTH.search(head)
+    if length is not None:
+        return bool(end) and len(body) >= int(length[1])
+    return bool(_CHUNKED.search(head)) and body.endswith(b"0\r\n\r\n")
 
 
 class _Said:

@@ -132,18 +132,22 @@ def test_a_trusted_server_shows_who_issued_its_certificate() -> None:
 
 
 def test_an_untrusted_server_is_told_with_its_issuer() -> None:
-    with RawServer(answering(), tls=True) as server:
-        with pytest.raises(NotTrusted, match=r"unable to get|self-signed|self signed") as caught:
-            way().secure(Place(HERE, server.port), roots())
+    with (
+        RawServer(answering(), tls=True) as server,
+        pytest.raises(NotTrusted, match=r"unable to get|self-signed|self signed") as caught,
+    ):
+        way().secure(Place(HERE, server.port), roots())
     assert caught.value.certificate is not None
     assert caught.value.certificate.issuer == "a test"
 
 
 def test_a_certificate_that_ran_out_is_told_by_its_code(tmp_path: Path) -> None:
     authority, leaf = expired_leaf(tmp_path)
-    with showing(RawServer(answering(), tls=True), leaf) as server:
-        with pytest.raises(NotTrusted) as caught:
-            way().secure(Place(HERE, server.port), roots(str(authority)))
+    with (
+        showing(RawServer(answering(), tls=True), leaf) as server,
+        pytest.raises(NotTrusted) as caught,
+    ):
+        way().secure(Place(HERE, server.port), roots(str(authority)))
     assert caught.value.code == EXPIRED
     assert caught.value.certificate is not None
     assert caught.value.certificate.not_after.year == 2020
@@ -164,9 +168,12 @@ def test_a_port_where_nobody_listens_is_told() -> None:
 
 
 def test_a_server_that_says_nothing_is_left_in_time() -> None:
-    with RawServer(lambda talk: talk.sock.recv(1) and None) as server:
-        with pytest.raises(Broken, match="TLS could not be agreed on"):
-            way(timeout_s=0.1).secure(Place(HERE, server.port), roots())
+    def listen(talk: Conversation) -> None:
+        while talk.sock.recv(65536):
+            pass
+
+    with RawServer(listen) as server, pytest.raises(Broken, match="TLS could not be agreed on"):
+        way(timeout_s=0.1).secure(Place(HERE, server.port), roots())
 
 
 # ---- the proxy
@@ -247,6 +254,17 @@ def test_an_answer_tells_the_servers_clock() -> None:
 def test_chunks_are_put_together() -> None:
     chunked = DATED + b"Transfer-Encoding: chunked\r\n\r\n1\r\nh\r\n1\r\ni\r\n0\r\n\r\n"
     assert asked(chunked).body == b"hi"
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"Content-Length: 2\r\n\r\nhi",
+        b"Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+    ],
+)
+def test_a_server_that_leaves_the_connection_open_is_not_waited_for(rest: bytes) -> None:
+    assert asked(DATED + rest, hold=True).body == b"hi"
 
 
 @pytest.mark.parametrize("date", [b"", b"Date: yesterday\r\n"])
