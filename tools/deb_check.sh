@@ -89,6 +89,16 @@ if has apparmor_parser; then
 else
     skip "AppArmor profile" "not installed"
 fi
+fail2ban_finds_a_guess() {
+    line='auth.failed level=warning session=a-1 ip=192.0.2.7 device="" user=x method=plain'
+    line="$line reason=\"wrong password\" process=\"worker 1\" ts=2026-11-20T10:00:00.123Z"
+    fail2ban-regex -o ip "$line" packaging/debian/etc/fail2ban-filter | grep -qx 192.0.2.7
+}
+if has fail2ban-regex; then
+    step "fail2ban filter" fail2ban_finds_a_guess
+else
+    skip "fail2ban filter" "not installed"
+fi
 if ! has mmdebstrap || [ "$(id -u)" != 0 ]; then
     skip "piuparts, autopkgtest" "need root and mmdebstrap"
     exit $failed
@@ -113,7 +123,7 @@ for suite in $suites; do
         cp -a "$work/$suite" "$work/$suite-piuparts"
         # tmp.ci is debconf's own: apt makes it when a dependency has questions.
         step "$suite: piuparts" piuparts --existing-chroot "$work/$suite-piuparts" -d "$suite" \
-            --ignore=/var/cache/debconf/tmp.ci "$work"/one/*.deb
+            --ignore-regex='^/var/cache/debconf/tmp\.ci' "$work"/one/*.deb
     else
         skip "$suite: piuparts" "not installed"
     fi
