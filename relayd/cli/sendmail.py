@@ -44,6 +44,7 @@ _VALUED: Final = "ABCFLNORVXbefhopr"
 
 _SWITCHES: Final = "GImnitUv"
 _PLAIN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+(?:@[A-Za-z0-9_.-]+)?")
+_UNFIT: Final = re.compile(r"[^A-Za-z0-9_.-]")
 _SETTING: Final = re.compile(r'relay\s*=\s*"?([^"#\s]+)"?\s*(?:#.*)?')
 
 
@@ -105,7 +106,12 @@ def _act(call: Call) -> int:
 
 
 def _say(text: str) -> None:
-    print(f"sendmail: {text}", file=sys.stderr)
+    print(f"sendmail: {flat(text)}", file=sys.stderr)
+
+
+def flat(text: str) -> str:
+    """Return text that steers no terminal and breaks no line of a log or a mailbox file."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 # ---- options
@@ -239,7 +245,8 @@ def _place(text: str, source: str) -> Place:
 
 def _send(call: Call) -> int:
     try:
-        octets = sys.stdin.buffer.read(_MOST_OCTETS + 1)
+        with open(0, "rb", closefd=False) as stream:  # sys.stdin is None where it was closed
+            octets = stream.read(_MOST_OCTETS + 1)
     except OSError as error:
         raise Wrong(f"cannot read the message: {error.strerror}", IO_ERROR) from error
     if len(octets) > _MOST_OCTETS:
@@ -281,7 +288,8 @@ def origin_of(call: Call) -> Origin:
     """Return who calls, and from where."""
     user = _user()
     # SECURITY: $LOGNAME is the caller's to choose; the uid is not.
-    sender = call.sender if call.sender is not None else user.pw_name
+    # Directories other than /etc/passwd have names that are no local part: "LAN\\ann", "ann@lan".
+    sender = call.sender if call.sender is not None else _UNFIT.sub("_", user.pw_name)
     host = re.sub(r"[^A-Za-z0-9.-]", "", socket.gethostname()) or "localhost"
     now_s = time.time()  # noqa: TID251  nothing waits for it: it becomes the Date
     unique = f"{int(now_s)}.{os.getpid()}.{os.urandom(4).hex()}"
@@ -333,7 +341,8 @@ def _failed(
 
     from relayd.cli import deadletter  # noqa: PLC0415
 
-    to = ", ".join(recipients)[:1000] or "nobody"
+    to = flat(", ".join(recipients)[:1000]) or "nobody"
+    words = flat(words)
     _say(f"not sent to {to}: {words}")
     stamp = f"{origin.sender or 'MAILER-DAEMON'} {time.ctime(origin.now_s)}"
     home = os.environ.get("HOME") or _user().pw_dir

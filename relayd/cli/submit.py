@@ -101,8 +101,16 @@ def submit(places: Sequence[Place], mail: Mail) -> Outcome:
         if "SIZE" in session.offers:
             parameters += f" SIZE={len(mail.content)}"
         while left:
-            session.expect(f"MAIL FROM:<{mail.sender}>{parameters}", "sender")
-            left = _transaction(session, mail.content, left, outcome)
+            try:
+                session.expect(f"MAIL FROM:<{mail.sender}>{parameters}", "sender")
+                left = _transaction(session, mail.content, left, outcome)
+            except (Away, Refused) as error:
+                if not outcome.ids:
+                    raise
+                # Others have it already: sent as a whole again, they would get it twice.
+                reply = error.reply if isinstance(error, Refused) else Reply(451, str(error))
+                outcome.refused |= dict.fromkeys(left, reply)
+                break
         session.leave()
     return outcome
 

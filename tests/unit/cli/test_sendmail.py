@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
+import pwd
 import re
 import socket
 import threading
@@ -46,9 +46,19 @@ def relay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Relay:
     return relay
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *words: str, text: bytes = b"Subject: x\n\nhi\n") -> int:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
-    return main(["/usr/sbin/sendmail", *words])
+def run(*words: str, text: bytes = b"Subject: x\n\nhi\n") -> int:
+    """Call sendmail with `text` on descriptor 0."""
+    read_end, write_end = os.pipe()
+    before = os.dup(0)
+    os.dup2(read_end, 0)
+    os.close(read_end)
+    with os.fdopen(write_end, "wb") as stream:
+        stream.write(text)
+    try:
+        return main(["/usr/sbin/sendmail", *words])
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
 
 
 # ---- options
@@ -201,7 +211,7 @@ def test_a_file_that_makes_no_sense_is_told_with_its_line(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "sendmail.conf").write_text(text)
-    assert run(monkeypatch, "root") == 78
+    assert run("root") == 78
     assert f"{tmp_path}/sendmail.conf:1" in capsys.readouterr().err
     assert (tmp_path / "dead.letter").exists()
 
@@ -213,7 +223,7 @@ def test_a_mail_is_handed_in_as_the_calling_user(
     relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOGNAME", "somebody-else")
-    assert run(monkeypatch, "-i", "-FCronDaemon", "root", text=b"Subject: x\n\nhi\n.\nmore\n") == 0
+    assert run("-i", "-FCronDaemon", "root", text=b"Subject: x\n\nhi\n.\nmore\n") == 0
     (mail,) = relay.mails
     user = sendmail._user().pw_name
     assert (mail.sender, mail.recipients) == (user, ["root"])
@@ -225,14 +235,14 @@ def test_a_mail_is_handed_in_as_the_calling_user(
 def test_a_sender_that_is_given_has_no_name_of_ours(
     relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(monkeypatch, "-t", "-fwww@b.c", text=b"To: a@b.c\n\n\xc3\xbc\n") == 0
+    assert run("-t", "-fwww@b.c", text=b"To: a@b.c\n\n\xc3\xbc\n") == 0
     assert b"\r\nFrom: www@b.c\r\n" in relay.mails[0].content
     assert relay.mails[0].is_8bit
 
 
 def test_a_user_nobody_knows_may_send(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 61234)
-    assert run(monkeypatch, "root") == 0
+    assert run("root") == 0
     assert relay.mails[0].sender == "uid61234"
 
 
@@ -259,7 +269,7 @@ def test_what_is_not_taken_is_said_kept_and_has_its_exit_code(
     noted: list[str] = []
     monkeypatch.setattr("syslog.syslog", lambda _, line: noted.append(line))
     relay.answer = answer
-    assert run(monkeypatch, "-fwww@b.c", "a@b.c") == code
+    assert run("-fwww@b.c", "a@b.c") == code
     said = capsys.readouterr().err
     assert words in said
     assert f"the message is in {tmp_path}/dead.letter" in said
@@ -271,12 +281,48 @@ def test_what_is_not_taken_is_said_kept_and_has_its_exit_code(
     assert "hi" not in noted[0].split()
 
 
+def test_what_the_caller_wrote_breaks_no_line_of_a_log(
+    relay: Relay,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    noted: list[str] = []
+    monkeypatch.setattr("syslog.syslog", lambda _, line: noted.append(line))
+    assert run(os.fsdecode(b"@\nFrom x\nTo: \xff\x1b[2J")) == 65
+    said = noted[0] + capsys.readouterr().err.replace("\n", "")
+    assert said.isprintable()
+    assert said.encode()
+    assert "\nTo: " not in (tmp_path / "dead.letter").read_text()
+
+
+def test_a_user_whose_name_is_no_address_may_send(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "LAN\\J\N{LATIN SMALL LETTER O WITH DIAERESIS}rg M@lan"
+    user = pwd.struct_passwd((name, "x", 5, 5, "", "/", ""))
+    monkeypatch.setattr(sendmail, "_user", lambda: user)
+    assert run("root") == 0
+    assert relay.mails[0].sender == "LAN_J_rg_M_lan"
+
+
+def test_no_standard_input_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    before = os.dup(0)
+    os.close(0)
+    try:
+        assert main(["sendmail", "root"]) == 74
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+    assert "cannot read the message" in capsys.readouterr().err
+
+
 def test_a_message_nobody_can_keep_is_said_to_be_lost(
     relay: Relay, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     relay.answer = Away("nobody answers")
     monkeypatch.setenv("HOME", "/nonexistent")
-    assert run(monkeypatch, "root") == 75
+    assert run("root") == 75
     assert "is lost here" in capsys.readouterr().err
 
 
@@ -284,7 +330,7 @@ def test_only_the_refused_are_named_where_others_got_it(
     relay: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     relay.answer = Outcome(["X"], {"bad@b.c": Reply(550, "5.1.1 No")})
-    assert run(monkeypatch, "a@b.c", "bad@b.c") == 67
+    assert run("a@b.c", "bad@b.c") == 67
     assert "X-Undelivered-To: bad@b.c\n" in (tmp_path / "dead.letter").read_text()
 
 
@@ -292,7 +338,7 @@ def test_a_message_too_large_for_anybody_is_refused(
     relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sendmail, "_MOST_OCTETS", 10)
-    assert run(monkeypatch, "root", text=b"\n0123456789") == 65
+    assert run("root", text=b"\n0123456789") == 65
     assert not relay.mails
 
 
@@ -327,7 +373,7 @@ def test_bv_says_who_would_be_taken_and_sends_nothing(
 ) -> None:
     answers = {"root": Reply(250, "Ok"), "a@x.y": Reply(550, "5.7.1 Denied")}
     monkeypatch.setattr(submit, "verify", lambda *_: answers)
-    assert run(monkeypatch, "-bv", "root", "a@x.y") == 77
+    assert run("-bv", "root", "a@x.y") == 77
     assert capsys.readouterr().out.splitlines()[0] == "root... deliverable"
     assert not relay.mails
 
@@ -343,7 +389,7 @@ def test_bv_says_why_it_cannot_tell(
         raise error
 
     monkeypatch.setattr(submit, "verify", verify)
-    assert run(monkeypatch, "-bv", "root") == code
+    assert run("-bv", "root") == code
 
 
 class Pipe:

@@ -157,6 +157,25 @@ def test_too_many_recipients_go_in_another_transaction() -> None:
     assert [said for said in relay.said if said == b"DATA"] == [b"DATA"] * 3
 
 
+@pytest.mark.parametrize("second", [b"451 4.3.0 later\r\n", None])
+def test_who_has_it_does_not_get_it_again_for_those_who_have_not(second: bytes | None) -> None:
+    transactions = 0
+
+    def at_most_one(said: bytes) -> bytes | None:
+        nonlocal transactions
+        if said.startswith(b"MAIL"):
+            transactions += 1
+            return second if transactions == 2 else usual(said)
+        if said.startswith(b"RCPT TO:<2"):
+            return b"452 4.5.3 Too many\r\n"
+        return usual(said)
+
+    with Relay(at_most_one) as relay:
+        outcome = submit.submit([relay.place], Mail("root", ["1@b.c", "2@b.c"], MAIL.content))
+    assert outcome.ids == ["1JV7SEQSLMJCW"]
+    assert {one: reply.code for one, reply in outcome.refused.items()} == {"2@b.c": 451}
+
+
 @pytest.mark.parametrize(
     ("start", "reply", "about"),
     [
