@@ -1,0 +1,438 @@
+"""`relayd setup`: the first run, by questions on a terminal or by options, and again any time.
+
+Looks at what is there, asks for what is missing, says what to do in Entra and Exchange Online
+with the real names in it, writes the configuration (checked first, all of it or nothing), has
+the relay take it over or starts it, looks at the way out, and sends a test mail if wanted.
+
+Nothing asks when there is no terminal, or with --no-input: then what is missing is listed, and
+the same options again change nothing. What is not said stays as it is.
+
+SECURITY: the client secret comes from a file, from standard input or from a prompt that does not
+show it; never from an option, which everybody on the host can read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from relayd.cli import main as command_line
+from relayd.cli import setupask, setupplan, setupsteps, terminal
+from relayd.cli.setupask import Given, GivenUp, Wrong
+from relayd.cli.setupplan import Answers, Draft, Site
+from relayd.cli.tomledit import CannotEdit
+from relayd.doctor.advice import Names
+from relayd.errors import RelaydError
+
+_WRONG_USAGE: Final = 2
+_INTERRUPTED: Final = 130
+_MOST_OCTETS: Final = 65_536
+_DOCTOR_WITHIN_S: Final = 180.0
+_UNAVAILABLE: Final = command_line.UNAVAILABLE
+_RUNS: Final = frozenset({"reloaded", "restarted", "started"})
+_NOT_YET: Final = (
+    "The configuration is in force, but the way out is not whole yet: mail is kept, and sent once",
+    "it is. A new permission takes up to two hours; do not try again before. Then: relayd doctor",
+)
+_NEXT: Final = """
+next:  relayd status
+       relayd send --to you@example.com --wait
+       relayd device add 192.168.10.5 --name ups     a device with settings of its own
+       relayd user add printer1 --generate           one that logs in"""
+_LAB: Final = "lab"
+
+_EPILOG: Final = """\
+examples:
+  relayd setup                           asks, says what to do at Microsoft
+  relayd setup --no-input --tenant contoso.onmicrosoft.com \\
+      --client-id 10000000-0000-0000-0000-000000000000 \\
+      --mailbox alerts@contoso.com --secret-file /root/contoso.secret \\
+      --network 192.168.10.0/24          for Ansible: again is "unchanged"
+  relayd setup --test-to you@contoso.com only a test mail, once configured
+
+Nothing is changed before all of it is checked; Ctrl-C leaves everything as
+it was. What an option does not say stays as it is.
+exit: 0 done or unchanged, 1 refused, or the test mail failed,
+      2 wrong usage or options missing, 69 the relay cannot start or listen,
+      75 the test mail still waits, 78 what is there already cannot be read"""
+
+
+def add_setup(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `setup`."""
+    parser.epilog = _EPILOG
+    for option, metavar, text in (
+        ("--tenant", "TENANT", "contoso.onmicrosoft.com, or the tenant ID"),
+        ("--client-id", "ID", "the Application (client) ID"),
+        ("--mailbox", "ADDR", "the mailbox that sends everything"),
+        ("--secret-file", "FILE", "a file with the client secret; it is copied"),
+        ("--object-id", "ID", "Object ID of the enterprise application; only for the steps shown"),
+        ("--name", "NAME", "what the upstream is called; default: the one there is, or contoso"),
+        ("--cloud", "CLOUD", "global, gcc-high, dod, 21vianet or a [cloud.NAME]"),
+        ("--authority", "URL", "Entra's address, of a cloud of your own (named lab by default)"),
+        ("--graph", "URL", "Graph's address, of a cloud of your own"),
+        ("--ca-file", "FILE", "whose certificates to trust there"),
+        ("--test-to", "ADDR", "send a test mail there and follow it"),
+    ):
+        parser.add_argument(option, metavar=metavar, default="", help=text)
+    parser.add_argument("--secret-stdin", action="store_true", help="read it from standard input")
+    for option, metavar, text in (
+        ("--network", "NETWORK", "may send without a password, or none; may be given again"),
+        ("--listen", "ADDR:PORT", "where devices connect; may be given again"),
+    ):
+        parser.add_argument(option, metavar=metavar, action="append", default=[], help=text)
+    parser.add_argument(
+        "--no-input",
+        "--yes",
+        dest="no_input",
+        action="store_true",
+        help="ask nothing; list what is missing",
+    )
+    parser.add_argument(
+        "--no-start", action="store_true", help="only write; neither reload nor start the relay"
+    )
+    parser.set_defaults(act=setup)
+
+
+def setup(options: argparse.Namespace) -> int:
+    """Configure the relay."""
+    run = Run(options)
+    try:
+        return run.all()
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        terminal.complain(f"interrupted; {run.standing()}")
+        return _INTERRUPTED
+    except GivenUp as error:
+        terminal.complain(f"{error}; {run.standing()}")
+    except CannotGoOn as error:
+        terminal.complain(f"{error.texts[0]}")
+        for text in error.texts[1:]:
+            print(f"  {terminal.safe(text)}", file=sys.stderr)
+        terminal.complain(run.standing())
+        return error.exit_code
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        hint = "; say it again with sudo" if isinstance(error, PermissionError) else ""
+        terminal.complain(f"{where}{error.strerror or error}; {run.standing()}{hint}")
+    return command_line.FAILED
+
+
+class CannotGoOn(RelaydError):
+    """Setup ends here, with words."""
+
+    def __init__(self, *texts: str, code: int = command_line.FAILED) -> None:
+        super().__init__("; ".join(texts))
+        self.texts = texts
+        self.exit_code = code
+
+
+class Run:
+    """One run of setup: looks before it asks, asks before it writes.
+
+    told: what --json prints.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.is_asking = sys.stdin.isatty() and not (
+            options.no_input or options.json or options.secret_stdin
+        )
+        self.is_written = False
+        self.told: dict[str, object] = {
+            "changed": False, "files": [], "kept": [], "warnings": [],
+            "running": "untouched", "doctor": "", "test": None,
+        }  # fmt: skip
+
+    def standing(self) -> str:
+        """Return what became of the configuration so far."""
+        return "the configuration is written" if self.is_written else "nothing was changed"
+
+    def all(self) -> int:
+        """Go from the first question to the test mail; returns the exit code."""
+        site = setupplan.look(self.options.config)
+        answers = self._answers(site)
+        try:
+            drafts = setupplan.plan(site, answers)
+        except CannotEdit as error:
+            raise CannotGoOn(str(error)) from error
+        if not drafts:
+            self._say(f"unchanged: {site.config} says all of this already")
+        else:
+            self._write(site, answers, drafts)
+            if self.told["running"] in _RUNS:
+                self._look_at_the_way_out(answers.name)
+        code = self._test_mail(answers)
+        if self.options.json:
+            terminal.print_json(self.told)
+        elif drafts and code == command_line.OK:
+            print(_NEXT)
+        return code
+
+    def _say(self, *lines: str) -> None:
+        if not self.options.json:
+            for line in lines:
+                print(terminal.safe(line), flush=True)
+
+    # ---- asking
+
+    def _answers(self, site: Site) -> Answers:
+        """Return what is wanted, from options, from the terminal, and from what is there."""
+        given, name = self._given(site)
+        known = ("upstream", name)
+        if self.is_asking:
+            self._say(
+                f"This writes {site.config}. Enter takes what stands in [brackets];",
+                "Ctrl-C leaves everything as it was.", "", "1. Microsoft 365", "",
+            )  # fmt: skip
+        there = site.text(*known, "tenant")
+        tenant = self._one(given.tenant, "Tenant", setupask.tenant, there)
+        question, there = "Mailbox that sends everything", site.text(*known, "mailbox")
+        mailbox = self._one(given.mailbox, question, setupask.mailbox, there)
+        cloud = self._cloud(site, given, site.text(*known, "cloud") or "global")
+        name = name or name_for(tenant, mailbox)
+        self._explain_registration(tenant, cloud)
+        question, there = "Application (client) ID", site.text(*known, "client_id")
+        client_id = self._one(given.client_id, question, setupask.client_id, there)
+        self._explain_permission(given, client_id, mailbox, cloud)
+        secret = self._secret(site, name)
+        networks, listen = self._who(site, given)
+        return Answers(
+            name=name, tenant=tenant, client_id=client_id, mailbox=mailbox, cloud=cloud,
+            authority=given.authority, graph=given.graph, ca_file=given.ca_file,
+            networks=networks, listen=listen, secret=secret,
+        )  # fmt: skip
+
+    def _given(self, site: Site) -> tuple[Given, str]:
+        """Return the options, judged, and the upstream that is meant, "" for a new one."""
+        given = Given(self.options)
+        wrong = list(given.wrong)
+        names = site.names("upstream")
+        if not given.name and len(names) > 1:
+            wrong.append(f"--name: there are several upstreams, {', '.join(names)}; say which")
+        name = given.name or (names[0] if names else "")
+        if not self.is_asking:
+            wrong += [f"{each}: is missing" for each in self._missing(site, name)]
+        if wrong:
+            raise CannotGoOn("these options cannot be used:", *wrong, code=_WRONG_USAGE)
+        return given, name
+
+    def _missing(self, site: Site, name: str) -> Iterator[str]:
+        options = self.options
+        for key in ("tenant", "client_id", "mailbox"):
+            if not getattr(options, key) and not site.text("upstream", name, key):
+                yield f"--{key.replace('_', '-')}"
+        is_given = options.secret_file or options.secret_stdin
+        if not is_given and not (name and site.has_secret(name)):
+            yield "--secret-file or --secret-stdin"
+        cloud = options.cloud or _LAB
+        if options.authority and not options.graph and not site.text("cloud", cloud, "graph"):
+            yield "--graph"
+
+    def _one(self, given: str, question: str, kind: Callable[[str], str], there: str) -> str:
+        """Return an option's value, or what is answered, or what is there."""
+        if given:
+            return given
+        return setupask.ask(question, kind, there) if self.is_asking else there
+
+    def _cloud(self, site: Site, given: Given, there: str) -> str:
+        if given.cloud:
+            return given.cloud
+        if given.authority:
+            return there if there in site.names("cloud") else _LAB
+        if not self.is_asking:
+            return there
+        known = [*setupask.clouds(), *site.names("cloud")]
+
+        def one_of(text: str) -> str:
+            if text not in known:
+                raise Wrong(f"no cloud; choose {', '.join(known)}")
+            return text
+
+        return setupask.ask(f"Cloud ({', '.join(known)}; GCC is global)", one_of, there)
+
+    def _secret(self, site: Site, name: str) -> str | None:
+        """Return the client secret; None for the one that is there."""
+        options = self.options
+        if options.secret_stdin:
+            return _read_secret(sys.stdin.buffer.read(_MOST_OCTETS), "standard input")
+        if options.secret_file:
+            with open(options.secret_file, "rb") as file:
+                return _read_secret(file.read(_MOST_OCTETS), options.secret_file)
+        if not self.is_asking:
+            return None
+        has_one = site.has_secret(name)
+
+        def kind(text: str) -> str | None:
+            return None if not text and has_one else setupask.secret(text)
+
+        keep = "; Enter keeps the one there is" if has_one else ""
+        return setupask.ask_secret(f"Client secret, its Value{keep}", kind)
+
+    def _who(
+        self, site: Site, given: Given
+    ) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+        """Return networks of devices, and addresses to listen on."""
+        networks, listen = given.networks, given.listen
+        if self.is_asking:
+            self._say("", "2. Devices", "")
+        if networks is None and self.is_asking and not site.rows("device"):
+            question = "Networks whose devices may send without a password, or none"
+            proposed = " ".join(setupask.own_networks()) or setupask.NONE
+            networks = setupask.ask(question, setupask.networks, proposed)
+        proposed_listen = setupplan.listen_for(site, networks or ())
+        if listen is None and self.is_asking and proposed_listen:
+            shown = " ".join(proposed_listen)
+            listen = setupask.ask("Listen on", setupask.addresses, shown)
+        return networks, listen or proposed_listen or None
+
+    # ---- what is to be done at Microsoft
+
+    def _explain_registration(self, tenant: str, cloud: str) -> None:
+
+        if self.is_asking and setupsteps.is_microsoft(cloud):
+            self._say("", *setupsteps.registration(tenant, cloud), "")
+
+    def _explain_permission(self, given: Given, client_id: str, mailbox: str, cloud: str) -> None:
+
+        if not self.is_asking or not setupsteps.is_microsoft(cloud):
+            return
+        object_id = given.object_id
+        if not object_id:
+            question = "Object ID of the enterprise application (Enter: fill it in yourself)"
+            object_id = setupask.ask(question, setupask.object_id)
+        names = Names(app_id=client_id, object_id=object_id, mailbox=mailbox)
+        lines = [*setupsteps.permission(names, cloud), "", *setupsteps.secret(names, cloud)]
+        self._say("", *lines, "")
+
+    def _show_steps(self, answers: Answers) -> None:
+        """Say all of it at once where nobody was asked."""
+        if self.is_asking or not setupsteps.is_microsoft(answers.cloud):
+            return
+        names = Names(
+            app_id=answers.client_id, object_id=self.options.object_id, mailbox=answers.mailbox
+        )
+        self._say(
+            *setupsteps.registration(answers.tenant, answers.cloud), "",
+            *setupsteps.permission(names, answers.cloud), "",
+        )  # fmt: skip
+
+    # ---- writing
+
+    def _write(self, site: Site, answers: Answers, drafts: Sequence[Draft]) -> None:
+        """Check, confirm, put in place, have it taken over. raises: CannotGoOn, GivenUp."""
+        from relayd.cli import setupplace, takeover  # noqa: PLC0415  imports every room
+
+        problems, warnings = setupplace.judged(site, drafts)
+        if problems:
+            raise CannotGoOn("relayd check would refuse this:", *problems)
+        self._show_steps(answers)
+        for draft in drafts:
+            self._say(f"{draft.path}:", *(f"  {line}" for line in changes_of(site, draft)), "")
+        self._say(*(f"warning  {warning}" for warning in warnings))
+        if self.is_asking and not setupask.confirm("Write this?"):
+            raise GivenUp("not confirmed")
+        placed = setupplace.put(site, drafts)
+        self.is_written = True
+        self._say(*(f"wrote {draft.path}" for draft in drafts))
+        self._say(*(f"kept  {path}, as it was" for path in placed.kept))
+        files: list[str] = [draft.path for draft in drafts]
+        self.told |= {"changed": True, "files": files, "kept": [*placed.kept]}
+        self.told["warnings"] = warnings
+        if self.options.no_start:
+            self._say("not taken over, as --no-start says: relayd reload, or start it")
+            return
+        taken = takeover.take_over(site.config, answers.listen or ())
+        self.told["running"] = taken.state
+        if taken.state == "refused":
+            placed.take_back()
+            self.is_written = False
+            raise CannotGoOn("the running relay refused this:", *taken.texts)
+        if not taken.is_good:
+            raise CannotGoOn("relayd does not run with it:", *taken.texts, code=_UNAVAILABLE)
+        self._say(*taken.texts)
+
+    # ---- afterwards
+
+    def _look_at_the_way_out(self, name: str) -> None:
+        """Run doctor, which gives up root for good: so in a process of its own."""
+        self._say("", "relayd doctor:")
+        command = [sys.executable, "-m", "relayd", "--config", self.options.config, "doctor", name]
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL if self.options.json else None,
+                timeout=_DOCTOR_WITHIN_S,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            self.told["doctor"] = "unknown"
+            terminal.complain(f"doctor did not finish ({error}); again: relayd doctor")
+            return
+        self.told["doctor"] = "ok" if done.returncode == 0 else "problem"
+        if done.returncode != 0:
+            self._say("", *_NOT_YET)
+
+    def _test_mail(self, answers: Answers) -> int:
+        """Send one where it was asked for, or is wanted now; returns the exit code."""
+        from relayd.cli import send  # noqa: PLC0415
+
+        to = self.options.test_to
+        if not to and self.is_asking and self.told["running"] in _RUNS:
+            domain = answers.mailbox.rpartition("@")[2]
+            question = f"Send a test mail to (an address at {domain}; Enter: none)"
+            to = setupask.ask(question, lambda text: text and setupask.mailbox(text))
+        if not to:
+            return command_line.OK
+        words = argparse.Namespace(
+            config=self.options.config, json=self.options.json, to=[to], from_="", device="",
+            subject="Test mail from relayd setup", attach=[], at="", wait=True,
+        )  # fmt: skip
+        if not self.options.json:
+            return send.send(words)
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown):
+            code = send.send(words)
+        self.told["test"] = json.loads(shown.getvalue() or "null")
+        return code
+
+
+# ---- small ones
+
+
+def name_for(tenant: str, mailbox: str) -> str:
+    """Return what to call an upstream: by its tenant's name, else by the mailbox's domain."""
+    is_named = "." in tenant
+    first = (tenant if is_named else mailbox.rpartition("@")[2]).partition(".")[0].lower()
+    return re.sub(r"[^a-z0-9_-]", "-", first) or "microsoft365"
+
+
+def changes_of(site: Site, draft: Draft) -> list[str]:
+    """Return the lines that go and come, without their surroundings; of a secret only that."""
+    if draft.is_secret:
+        return [f"a client secret, {len(draft.octets) - 1} characters"]
+    before = draft.before
+    if before is None and draft.path == site.config:
+        before = site.template.encode()
+    old, new = ((octets or b"").decode().splitlines() for octets in (before, draft.octets))
+    # SECURITY: no lines around them, which may hold a secret in clear.
+    lines = list(difflib.unified_diff(old, new, lineterm="", n=0))[2:]
+    return [line for line in lines if not line.startswith("@@")]
+
+
+def _read_secret(octets: bytes, source: str) -> str:
+    """Return the secret in a file or pipe; raises CannotGoOn, never with any of it."""
+    try:
+        return setupask.secret(octets.decode("utf-8").rstrip("\r\n"))
+    except UnicodeDecodeError:
+        raise CannotGoOn(f"{source}: no text", code=_WRONG_USAGE) from None
+    except Wrong as wrong:
+        raise CannotGoOn(f"{source}: {wrong}", code=_WRONG_USAGE) from None

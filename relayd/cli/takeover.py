@@ -1,0 +1,106 @@
+"""Having the relay take over a configuration that was just written: reload, restart or start.
+
+    taken = take_over(config, listen)
+    taken.state      "reloaded", "restarted", "started", "stopped", "unasked", "refused", "down"
+
+Only `refused` means that the relay objects to what is written; whoever wrote it takes it back. With
+`down` it does not run, and the texts say who or what is in its way.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from relayd.cli import daemon
+from relayd.cli.answers import list_of, text_of
+from relayd.cli.service import Service
+from relayd.master import client
+from relayd.master.client import NotRunning
+from relayd.master.holder import holder_of
+from relayd.master.sockets import NEEDS_RESTART, parse_address
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What came of it. texts: for a good state one line for people, else what is in the way."""
+
+    state: str
+    texts: tuple[str, ...]
+
+    @property
+    def is_good(self) -> bool:
+        """Tell whether nothing went wrong; the relay may be stopped, as it was."""
+        return self.state not in {"refused", "down"}
+
+
+_LINES: Final = {
+    "reloaded": "the running relay took it over",
+    "restarted": "relayd was restarted: it listens elsewhere now",
+    "started": "relayd is started, now and at each boot",
+    "stopped": "relayd does not run here as a service; start it: relayd run",
+    "unasked": "this user may not ask the running relay; have it taken over: sudo relayd reload",
+}
+
+
+def take_over(
+    config: str, listen: Sequence[str], service: Callable[[str], Service] = Service
+) -> Taken:
+    """Have it taken over by the relay that runs, else start the unit it belongs to.
+
+    listen: where it is to listen, to name who is there already.
+    """
+    path = daemon.control_path(config)
+    try:
+        reply = client.ask(path, {"command": "reload"}, timeout_s=daemon.RELOAD_WITHIN_S)
+    except NotRunning as error:
+        return _start(service(config), listen) if error.permitted else _good("unasked")
+    if reply.get("ok") is True:
+        return _good("reloaded")
+    problems = [text_of(one) for one in list_of(reply.get("problems"))]
+    problems = problems or [text_of(reply.get("error"))]
+    if any(NEEDS_RESTART in problem for problem in problems):
+        return _restart(service(config), listen)
+    return Taken("refused", tuple(problems))
+
+
+def _good(state: str) -> Taken:
+    return Taken(state, (_LINES[state],))
+
+
+def _start(service: Service, listen: Sequence[str]) -> Taken:
+    if not service.unit:
+        return _good("stopped")
+    if os.geteuid() != 0:
+        return Taken("down", (f"relayd does not run: sudo systemctl enable --now {service.unit}",))
+    why = service.enable_and_start()
+    return _down(service, why, listen) if why else _good("started")
+
+
+def _restart(service: Service, listen: Sequence[str]) -> Taken:
+    if not service.unit or os.geteuid() != 0:
+        how = (
+            f"sudo systemctl restart {service.unit}" if service.unit else "relayd stop, relayd run"
+        )
+        return Taken("down", (f"the running relay must stop before it can listen there: {how}",))
+    why = service.restart()
+    return _down(service, why, listen) if why else _good("restarted")
+
+
+def _down(service: Service, why: str, listen: Sequence[str]) -> Taken:
+    held = tuple(in_the_way(listen))
+    if held:
+        again = f"then it goes on by itself; at once: systemctl restart {service.unit}"
+        return Taken("down", (*held, again))
+    return Taken("down", (why, f"why: systemctl status {service.unit}; relayd check"))
+
+
+def in_the_way(listen: Sequence[str]) -> Iterator[str]:
+    """Yield who else holds an address, with the command that frees it; as far as we may see."""
+    for text in listen:
+        address = parse_address(text)
+        holder = holder_of(address.host, address.port)
+        if holder is not None and not holder.unit.startswith("relayd"):
+            yield f"{text} is {holder.advice()}"
