@@ -60,7 +60,8 @@ test: setup  ## everything: installs the foreign clients it may, runs all tests
 test-floor: setup  ## real processes once more, on Debian's own Python and libraries
 	@if /usr/bin/python3 -c 'import argon2, dkim, gevent, msal, prometheus_client, structlog' 2>/dev/null; \
 	then RELAYD_PYTHON=/usr/bin/python3 $(BIN)/python -m pytest -q tests/process/test_outage.py \
-	  tests/process/test_operator_side.py tests/process/test_reload_under_load.py; \
+	  tests/process/test_operator_side.py tests/process/test_reload_under_load.py \
+	  tests/process/test_upgrade.py; \
 	else echo "skipped: relayd's libraries are not installed for /usr/bin/python3"; fi
 
 cover: setup  ## coverage of each module by its own tests

@@ -167,10 +167,14 @@ def too_new(path: str, found: int, program: int) -> str:
     return words
 
 
-def check(connection: sqlite3.Connection, path: str = "") -> int:
-    """Return the version of an open database; raises ConfigError when it is a newer relayd's."""
+def check(connection: sqlite3.Connection, path: str = "", *, newer_is_fine: bool = False) -> int:
+    """Return the version of an open database.
+
+    newer_is_fine: it was ours when we began, and changed while an upgrade went on: additions.
+    raises: ConfigError - it is a newer relayd's.
+    """
     found = _number(connection, "user_version")
-    if found > version():
+    if found > version() and not newer_is_fine:
         raise ConfigError([too_new(path, found, _number(connection, "application_id"))])
     return found
 

@@ -121,6 +121,7 @@ class Core:
         self._failures = 0
         self._retry_at = 0.0
         self.trouble: SpoolUnavailable | None = None  #: why nothing can be done now
+        self._has_worked = False  # newer code may change the schema while we have it open
         self.migrated: Migrated | None = None  #: when this process changed the schema
         self.shelf = Shelf(os.path.dirname(path), crash_at)
 
@@ -164,11 +165,12 @@ class Core:
             with self._turnstile:
                 for pragma in _PRAGMAS:
                     connection.execute(pragma).fetchall()
-                found = schema.check(connection, self.path)
+                found = schema.check(connection, self.path, newer_is_fine=self._has_worked)
             if 0 < found < schema.version():
                 self._migrate(connection)
             with self._turnstile:
-                self._to_this_schema(connection)
+                if found <= schema.version():
+                    self._to_this_schema(connection)
                 sync_folder(os.path.dirname(self.path))
                 self._probe(connection)
         except BaseException:
@@ -176,6 +178,7 @@ class Core:
                 connection.close()
             raise
         self._holds_version = -1
+        self._has_worked = True
         return connection
 
     def _migrate(self, connection: sqlite3.Connection) -> None:

@@ -12,7 +12,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from relayd.master import client
 from tests.load import Load, verdict
 from tests.process.test_reload_under_load import SIX, greeting, has_ipv6, wait_for_more
 from tests.relay_process import (
+    PYTHON,
     RelayProcess,
     clean_environment,
     free_port,
@@ -94,7 +94,7 @@ class Program:
 
     def relayd(self, relay: RelayProcess, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, str(self.script), *words, "--config", str(relay.path)],
+            [PYTHON, str(self.script), *words, "--config", str(relay.path)],
             capture_output=True,
             text=True,
             timeout=120,

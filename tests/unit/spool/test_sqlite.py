@@ -211,6 +211,29 @@ def test_several_who_start_at_once_migrate_once(
         one.core.close()
 
 
+def test_a_worker_of_before_survives_a_failing_disk_after_newer_code_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It drains still, and what it sent must be recorded."""
+    old = Bench(tmp_path)
+    old.put()
+    with monkeypatch.context() as later:
+        newer(later)
+        Bench(tmp_path).core.close()
+
+    def fail_before(point: str) -> None:
+        if point == "before-commit":
+            raise OSError(5, "Input/output error")
+
+    old.core._crash_at = fail_before
+    assert failure(old, old.accept()) is SpoolUnavailable
+    old.core._crash_at = lambda _: None
+    old.clock.advance(1)
+    assert failure(old, old.accept()) is NoneType
+    assert old.rows("SELECT count(*) FROM message") == [(2,)]
+    old.core.close()
+
+
 def test_without_a_copy_there_is_no_migration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
