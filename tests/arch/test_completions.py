@@ -280,7 +280,7 @@ def test_fish_offers_every_command_and_those_below_it(folder: Path) -> None:
 
 
 def test_an_option_has_a_value_everywhere_or_nowhere() -> None:
-    """A fish finds the command among the words, not knowing whose option it looks at."""
+    """In fish the command is found among the words, whoever their options belong to."""
     kinds: dict[str, set[bool]] = {}
     for leaf in LEAVES.values():
         for one in completions.options_of(leaf):
