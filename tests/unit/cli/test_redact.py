@@ -26,7 +26,9 @@ PEM = "-----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIPLANTED\n-----END EC PRIVATE KEY
         json.dumps(SECRET)[1:-1],
         base64.b64encode(SECRET.encode()).decode(),
         base64.b64encode(b"\0user\0" + SECRET.encode()).decode(),
-        base64.b64encode(b"us\0" + SECRET.encode() + b"tail").decode(),
+        base64.b64encode(b"u" + SECRET.encode() + b"tail").decode(),
+        base64.b64encode(b"u\0" + SECRET.encode() + b"ta").decode(),
+        base64.b64encode(b"us\0" + SECRET.encode() + b"t").decode(),
     ],
 )
 def test_a_known_secret_goes_in_every_form(form: str) -> None:

@@ -259,6 +259,7 @@ def said_by_operator(shop: Shop) -> bytes:
     serving.join(5)
     client.close()
     server.close()
+    assert list(shop.house.callers.take()) == [], "an operator's test is no mail of the device"
     return answer
 
 
