@@ -356,7 +356,7 @@ class Run:
             self.is_written = False
             raise CannotGoOn("the running relay refused this:", *taken.texts)
         if not taken.is_good:
-            raise CannotGoOn("relayd does not run with it:", *taken.texts, code=_UNAVAILABLE)
+            raise CannotGoOn("it is not in force yet:", *taken.texts, code=_UNAVAILABLE)
         self._say(*taken.texts)
 
     # ---- afterwards

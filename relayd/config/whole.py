@@ -198,7 +198,7 @@ def _wide(config: Config) -> Iterator[Problem]:
             elif each.is_global:
                 text = f"{each} is on the public internet{anywhere}; no password is asked there"
                 yield Problem(path, text)
-            elif each.prefixlen < _WIDE[each.version]:
+            elif each.prefixlen < _WIDE[each.version] and not each.is_loopback:
                 text = f"{each} is wide{anywhere}; whoever has an address there may send"
                 yield Problem(path, text)
 

@@ -192,6 +192,7 @@ def test_what_is_dangerous_is_one_warning(config: Config, word: str) -> None:
     "config",
     [
         replace(SOUND, device=(replace(UPS, networks=("192.168.0.0/24", "fd00::/64")),)),
+        replace(SOUND, device=(replace(UPS, networks=("127.0.0.0/8", "::1/128")),)),
         replace(SOUND, upstream=(replace(UPSTREAM, credential_expires="2026-12-21"),)),
         replace(SOUND, limits=Limits(max_message_size=1_000_000)),
         replace(SOUND, listener=(replace(LAN, auth="off", auth_without_tls=True),)),
