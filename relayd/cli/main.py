@@ -17,9 +17,10 @@ import argparse
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 from relayd.errors import ConfigError, RelaydError
 
@@ -124,6 +125,18 @@ first steps: relayd setup; relayd status; relayd queue list
 
 class _Program(argparse.ArgumentParser):
     """The whole program; its help fits a screen."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what was wrong, and for a name that is none the nearest one; exits with 2."""
+        found = re.search("invalid choice: '(.*?)' \\(", message)
+        if found is not None:
+            import difflib  # noqa: PLC0415  only here
+
+            near = difflib.get_close_matches(found[1], [one.name for one in COMMANDS], 1)
+            message = f"no command {found[1]!r}" + (f"; {near[0]!r}?" if near else "")
+        elif message.endswith("COMMAND"):
+            message = "which command?"
+        self.exit(2, f"relayd: {message}\n`relayd --help` lists the commands\n")
 
     def format_help(self) -> str:
         """Return it."""

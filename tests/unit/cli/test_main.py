@@ -135,6 +135,24 @@ def test_wrong_usage_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None:
     assert "relayd" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["statsu"], "relayd: no command 'statsu'; 'status'?\n"),
+        (["--json", "zzz"], "relayd: no command 'zzz'\n"),
+        ([], "relayd: which command?\n"),
+        (["--jsom", "version"], "relayd: unrecognized arguments: --jsom\n"),
+    ],
+)
+def test_a_slip_is_told_in_one_line_with_the_nearest_name(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        command_line.main(words)
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err == f"{said}`relayd --help` lists the commands\n"
+
+
 def test_every_command_has_its_own_line_of_help() -> None:
     assert all(len(one.help) < 62 for one in COMMANDS)
     assert len({one.name for one in COMMANDS}) == len(COMMANDS)
