@@ -102,9 +102,9 @@ def _row(  # one line for each row of the table
 
 _REPORT_BUG: Final = "A fault of relayd's: please report it, with `relayd queue trace ID`."
 _PERMISSION: Final = (
-    "Give the application Mail.Send (application permission, admin consent) or widen its "
-    "Exchange scope, then wait: a change takes 30 minutes to 2 hours, and each try before "
-    "then prolongs the refusal. The log's token.acquired has the roles the token carries."
+    "Give the application Mail.Send for the mailbox (RBAC for Applications: relayd doctor prints "
+    "the commands), then wait: a change takes 30 minutes to 2 hours, and each try before then "
+    "prolongs the refusal."
 )
 _SPAM_BLOCK: Final = (
     "Microsoft has blocked the mailbox for sending spam. Look at 'Restricted entities' in the "
@@ -113,7 +113,7 @@ _SPAM_BLOCK: Final = (
 _NO_MAILBOX: Final = (
     "Check `mailbox` of the upstream: it must exist in this tenant, have an Exchange Online "
     "licence or be a shared mailbox, and be written as its user principal name or object id "
-    "(`mailbox_id`)."
+    "(`mailbox_id`); relayd doctor prints the commands that show it."
 )
 _LARGE: Final = (
     "Send a smaller file (scan at a lower resolution), or give large mail another way out."
@@ -442,21 +442,21 @@ ENTRIES: Final[tuple[Entry, ...]] = (
         0,
         Verdict.DOWN,
         "The name of the server could not be looked up.",
-        "Check /etc/resolv.conf and the name server: getent hosts graph.microsoft.com",
+        "Check /etc/resolv.conf and the name server: relayd doctor",
     ),
     _row(
         "connect-failed",
         0,
         Verdict.DOWN,
         "No connection to the server.",
-        "Check the way out (firewall, port 443, route): curl -v https://graph.microsoft.com",
+        "Check the way out (firewall, port 443, route), step by step: relayd doctor",
     ),
     _row(
         "tls-failed",
         0,
         Verdict.DOWN,
         "The server's certificate was refused, or TLS could not be agreed on.",
-        "If a firewall opens TLS, give its root as [http] ca_file; check this host's clock.",
+        "relayd doctor says whose certificate it is, and whether this host's clock is right.",
     ),
     _row(
         "proxy-failed",
@@ -531,7 +531,7 @@ _NO_TOKEN: Final = _row(
     0,
     Verdict.DOWN,
     "No access token could be had.",
-    "The log's token.failed has Entra's own words.",
+    "relayd doctor tells why; the log's token.failed has Entra's own words.",
 )
 _NONSENSE: Final = _row("", None, Verdict.AMBIGUOUS, "The answer makes no sense.")
 

@@ -367,7 +367,7 @@ def token_problem(name: str, why: TokenUnavailable, names: advice.Names) -> Step
     commands: Sequence[str] = ()
     if why.cause in _SECRET_REFUSED:
         commands = advice.new_secret(names)
-        do = f"{do}; then relayd check && relayd reload"
+        do = f"{do} (relayd secret set NAME), then relayd reload"
     elif why.cause == "53003":
         commands = _CONDITIONAL_ACCESS
     trace = re.search(r"\(Entra trace [^)]*\)", why.text)

@@ -131,7 +131,7 @@ class Examination:
             return skipped(name, f"{place} is not yours to read", as_root(upstream))
         text = wrong.text if wrong is not None else "client_secret is missing"
         if "Permission denied" not in text:
-            return problem(name, text, "Then: relayd check && relayd reload")
+            return problem(name, text, "Store it: relayd secret set NAME; then relayd reload.")
         what = shlex.quote(place)
         return problem(
             name,
@@ -162,7 +162,8 @@ class Examination:
         return (problem if left < 0 else warning)(
             name,
             f"{text}, but {word} (credential_expires)",
-            "Make a new one, store it as next_client_secret, then relayd reload: no outage.",
+            "Make a new one, store it as next_client_secret (relayd secret set NAME), then relayd"
+            " reload: no outage.",
             advice.new_secret(names_of(upstream, Claims())),
         )
 

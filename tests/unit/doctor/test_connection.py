@@ -321,7 +321,7 @@ def test_a_refused_secret_comes_with_how_to_make_another() -> None:
     )
     assert step.text == "the client secret has expired (AADSTS7000222) (Entra trace abc)"
     assert step.do.startswith("Make a new secret")
-    assert step.do.endswith("relayd check && relayd reload.")
+    assert step.do.endswith("as client_secret (relayd secret set NAME), then relayd reload.")
     assert any("--append" in line for line in step.commands)
 
 
