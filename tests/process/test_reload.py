@@ -222,9 +222,12 @@ def test_a_listener_that_cannot_be_bound_refuses_the_reload(relay: Relay) -> Non
 def test_another_address_of_a_port_we_hold_ourselves_needs_a_restart(relay: Relay) -> None:
     relay.start_and_wait()
     port = relay.port()
-    relay.write(addresses=[f"127.0.0.1:{port}"])
+    relay.write(addresses=[f"0.0.0.0:{port}"])
     assert relay.ask(command="reload")["problems"][0].endswith("systemctl restart relayd")
     assert relay.greeting() == "first"
+    relay.write(addresses=[f"127.0.0.1:{port}"], hostname="second")  # that is where it listens
+    assert relay.ask(command="reload")["ok"] is True
+    assert relay.greeting(port) == "second"
 
 
 def test_another_runtime_dir_needs_a_restart(relay: Relay) -> None:
