@@ -1,4 +1,4 @@
-"""The first run as somebody meets it: the packaged configuration, relayd setup, a mail that left."""
+"""The first run as somebody meets it: the packaged file, relayd setup, and a mail that left."""
 
 from __future__ import annotations
 
