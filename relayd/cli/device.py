@@ -137,9 +137,11 @@ def add(options: argparse.Namespace) -> int:
     if complaint:
         terminal.complain(complaint)
         return _WRONG_USAGE
+    path = devicefile.path_of(options.config, options.name)
+    if not _may_write(os.path.dirname(path)):
+        return _not_ours(path, PermissionError(13, "Permission denied"))
     known = check(options.config).warnings  # what is wrong already is told as that: exit 78
     before = load.examine(options.config)
-    path = devicefile.path_of(options.config, options.name)
     complaint = devicefile.conflict(before, options.name, network) or (
         f"{path} is there already; choose another name" if os.path.lexists(path) else ""
     )
@@ -179,6 +181,12 @@ def add(options: argparse.Namespace) -> int:
     print("\n".join(_typing_lines(settings, options.from_)))
     print(f"then try it: relayd send --device {options.name} --to ADDRESS --wait")
     return command_line.OK
+
+
+def _may_write(folder: str) -> bool:
+    """Tell whether this user may write there, or where the folder would be made."""
+    there = folder if os.path.isdir(folder) else os.path.dirname(folder)
+    return not os.path.isdir(there) or os.access(there, os.W_OK | os.X_OK)
 
 
 def _take_back(path: str, *, is_new_folder: bool) -> None:

@@ -15,6 +15,7 @@ from relayd.clock import SYSTEM
 from relayd.master.frames import VERSION, Decoder, Frame, Garbage, Json, encode
 
 CONTROL_SOCKET: Final = "control.sock"
+_CLOSED: Final = "the connection was closed without an answer"
 
 
 class NotRunning(Exception):
@@ -50,6 +51,9 @@ def stream(
             yield from _replies(sock, deadline)
         except PermissionError as error:
             raise NotRunning(f"{path}: permission denied", permitted=False) from error
+        except (BrokenPipeError, ConnectionResetError) as error:
+            # SECURITY: the master closes on strangers without a word, at times before we spoke.
+            raise NotRunning(_CLOSED, permitted=False) from error
         except TimeoutError as error:
             raise NotRunning(f"{path}: no answer within {timeout_s:g} s") from error
         except OSError as error:
@@ -86,7 +90,7 @@ def _replies(sock: socket.socket, deadline: _Deadline) -> Iterator[dict[str, Jso
         data = sock.recv(65536)
         if not data:
             # SECURITY: the master closes on strangers without a word.
-            raise NotRunning("the connection was closed without an answer", permitted=False)
+            raise NotRunning(_CLOSED, permitted=False)
         for frame in decoder.feed(data):
             yield frame
             if not frame.get("more"):

@@ -164,6 +164,14 @@ def test_who_may_not_write_there_is_told_to_use_sudo(
     assert "sudo" in capsys.readouterr().err
 
 
+def test_who_may_not_write_hears_that_first_and_not_what_a_check_finds(
+    control: ControlSocket, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert added(control) == 1
+    assert "Permission denied; say it again with sudo" in capsys.readouterr().err
+
+
 # ---- delete
 
 

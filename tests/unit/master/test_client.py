@@ -93,6 +93,24 @@ def test_a_close_without_a_word_means_not_allowed(path: str, servers: list[Serve
     assert not caught.value.permitted
 
 
+def test_a_close_before_the_request_was_read_means_the_same(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+
+        def turn_away() -> None:
+            sock, _ = listening.accept()
+            with sock:
+                sock.recv(1, socket.MSG_PEEK)  # there, and not taken: the close is a reset
+
+        thread = threading.Thread(target=turn_away)
+        thread.start()
+        with pytest.raises(NotRunning) as error:
+            client.ask(path, {"command": "status"}, timeout_s=PATIENCE_S)
+        thread.join()
+    assert not error.value.permitted
+
+
 def test_garbage_is_said_to_be_garbage(path: str, servers: list[Server]) -> None:
     servers.append(Server(path, b"HTTP/1.1 400 Bad Request\r\n\r\n"))
     with pytest.raises(NotRunning, match="makes no sense"):
