@@ -42,7 +42,10 @@ class Holder(NamedTuple):
             return "see `docker ps` for the container that publishes it"
         if not self.unit or self.unit.startswith(_SHELLS):
             return f"kill {self.pid}"
-        return f"systemctl disable --now {'postfix' if self._is_postfix() else self.unit}"
+        unit = "postfix" if self._is_postfix() else self.unit
+        # Not `disable --now`: systemd 252 then leaves running what /etc/init.d starts, and on
+        # Debian 12 that is exim4.
+        return f"systemctl stop {unit} && systemctl disable {unit}"
 
     def _is_postfix(self) -> bool:
         """Tell whether it is Postfix; what counts is postfix.service, which starts postfix@-."""

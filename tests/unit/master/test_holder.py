@@ -37,7 +37,10 @@ def fake_proc(folder: Path, inode: int, cgroup: str = "0::/system.slice/exim4.se
 def test_a_service_is_named_with_the_command_that_ends_it(tmp_path: Path) -> None:
     holder = holder_of("192.0.2.1", 25, fake_proc(tmp_path, 4711))
     assert holder == Holder(123, "exim4", "exim4")
-    assert holder.advice() == "held by exim4 (pid 123): systemctl disable --now exim4"
+    assert (
+        holder.advice()
+        == "held by exim4 (pid 123): systemctl stop exim4 && systemctl disable exim4"
+    )
 
 
 def test_a_program_without_a_unit_is_named_with_its_pid(tmp_path: Path) -> None:
@@ -49,9 +52,21 @@ def test_a_program_without_a_unit_is_named_with_its_pid(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("unit", "name", "advice"),
     [
-        ("postfix@-", "master", "postfix's master (pid 9): systemctl disable --now postfix"),
-        ("postfix", "master", "postfix's master (pid 9): systemctl disable --now postfix"),
-        ("relayd@lab", "relayd", "relayd (pid 9): systemctl disable --now relayd@lab"),
+        (
+            "postfix@-",
+            "master",
+            "postfix's master (pid 9): systemctl stop postfix && systemctl disable postfix",
+        ),
+        (
+            "postfix",
+            "master",
+            "postfix's master (pid 9): systemctl stop postfix && systemctl disable postfix",
+        ),
+        (
+            "relayd@lab",
+            "relayd",
+            "relayd (pid 9): systemctl stop relayd@lab && systemctl disable relayd@lab",
+        ),
         ("user@1000", "python3", "python3 (pid 9): kill 9"),
         ("docker", "docker-proxy", "docker-proxy (pid 9): see `docker ps`"),
         ("", "docker-proxy", "docker-proxy (pid 9): see `docker ps`"),
