@@ -31,7 +31,7 @@ ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "DEBIAN_FRONTEND": "noninteractive",
 }
-PATIENCE_S = 180.0
+PATIENCE_S = 120.0
 """For anything that has to happen: an idle machine needs a hundredth of it."""
 
 # A guest's cgroups hang below those of its starter: each needs its own, or two share them.

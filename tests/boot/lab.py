@@ -47,11 +47,16 @@ class Lab:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.forget_sandbox()
+
+    def forget_sandbox(self) -> None:
+        """Close our connection to it."""
         if self.facts:
             self.client.close()
 
     def start_sandbox(self) -> None:
-        """Start it as a service of the guest; returns when it serves."""
+        """Start it as a service of the guest, or again; returns when it serves."""
+        self.forget_sandbox()
         self.guest.path("/srv/lab").mkdir(parents=True, exist_ok=True)
         self.guest.path(FACTS).unlink(missing_ok=True)
         command = ["relayd", "sandbox", "--json", "--quiet", "--state-dir", "/srv/lab/state"]
@@ -109,6 +114,20 @@ client_id = "{self.facts["client_id"]}"
 retry = ["1s"]
 {DEVICES}{more}"""
 
+    def setup(self, *, test_mail: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run `relayd setup` as Ansible would, against the sandbox."""
+        self.guest.run("chmod", "a+rx", "/srv/lab/state")
+        self.guest.put("/root/secret", self.facts["client_secret"] + "\n", mode=0o600)
+        base = self.facts["base"]
+        words = ["--name", "lab", "--tenant", self.facts["tenant"], "--mailbox"]
+        words += [self.facts["mailboxes"][0], "--client-id", self.facts["client_id"]]
+        words += ["--authority", base, "--graph", f"{base}/v1.0"]
+        words += ["--ca-file", self.facts["ca_file"], "--secret-file", "/root/secret"]
+        words += ["--network", "127.0.0.1/32", "--network", "::1/128"]
+        if test_mail:
+            words += ["--test-to", "ops@contoso.com"]
+        return self.guest.run("relayd", "setup", "--no-input", *words, check=False)
+
     def configure(self, **edits: Any) -> None:
         """Write it; see `snippet`. Nothing is reloaded."""
         # The state of the sandbox is root's; its CA is for everybody.
@@ -162,10 +181,10 @@ class Source:
     It gives up at the first refused or broken session, which `trouble` then tells.
     """
 
-    BATCH = 40
+    BATCH = 30
 
-    def __init__(self, target: str, recipient: str) -> None:
-        self._command = ["smtp-source", "-s", "3", "-m", str(self.BATCH), "-l", "3000"]
+    def __init__(self, target: str, recipient: str, sessions: int) -> None:
+        self._command = ["smtp-source", "-s", str(sessions), "-m", str(self.BATCH), "-l", "3000"]
         self._command += ["-f", "device@contoso.com", "-t", recipient, target]
         self.recipient = recipient
         self.accepted = 0
@@ -192,34 +211,38 @@ class Source:
             else:
                 self.trouble.append(f"exit {done.returncode}: {done.stderr.strip()}")
             # A queue of thousands would only make the wait for its end longer.
-            self._stop.wait(0.3)
+            self._stop.wait(0.5)
 
 
 class Devices:
     """All kinds of devices at once: sessions kept, sessions for one message, and smtp-source.
 
-    name: begins what identifies their mail. hosts: where they connect.
+    name: begins what identifies their mail. hosts: where they connect. sessions: of smtp-source.
     """
 
-    def __init__(self, name: str, hosts: tuple[str, ...] = ("127.0.0.1", "::1")) -> None:
+    def __init__(
+        self, name: str, hosts: tuple[str, ...] = ("127.0.0.1", "::1"), sessions: int = 3
+    ) -> None:
         self.loads: list[Load] = []
         self.sources: list[Source] = []
         for number, host in enumerate(hosts):
             kept, fresh = f"{name}-kept{number}-", f"{name}-new{number}-"
             self.loads += [
-                Load(25, senders=1, host=host, name=kept, sizes=SIZES, pause_s=0.05),
+                Load(25, senders=1, host=host, name=kept, sizes=SIZES, pause_s=0.1),
                 Load(
-                    25, senders=2, host=host, name=fresh, sizes=SIZES, pause_s=0.05,
+                    25, senders=2, host=host, name=fresh, sizes=SIZES, pause_s=0.1,
                     new_connection_each=True,
                 ),
             ]  # fmt: skip
             target = f"[{host}]:25" if ":" in host else f"{host}:25"
-            self.sources.append(Source(target, f"{name}{number}@contoso.com"))
+            self.sources.append(Source(target, f"{name}{number}@contoso.com", sessions))
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        for one in (*self.loads, *self.sources):
-            self._stack.enter_context(one)
+        for load in self.loads:
+            self._stack.enter_context(load)
+        for source in self.sources:
+            self._stack.enter_context(source)
         self.wait_for_more()
         return self
 

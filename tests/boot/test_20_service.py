@@ -35,7 +35,7 @@ def test_ten_reloads_under_load_refuse_and_break_nothing(
     full: Guest, lab: Lab, note: Callable[[str], None]
 ) -> None:
     pid = full.main_pid()
-    with Devices("reload") as devices:
+    with Devices("reload", sessions=15) as devices:
         for number in range(1, RELOADS + 1):
             name = f"relay-{number}.test"
             lab.configure(hostname=name, more=SIX)
@@ -95,7 +95,7 @@ def test_kill_9_of_the_main_process_refuses_no_connection_and_loses_nothing(
 
 def test_a_hanging_main_process_is_replaced_by_the_watchdog(full: Guest, lab: Lab) -> None:
     drop_in = "/run/systemd/system/relayd.service.d/watchdog.conf"
-    full.run("sh", "-c", f"mkdir -p ${{0%/*}} && printf '[Service]\\nWatchdogSec=3\\n' > $0", drop_in)
+    full.run("sh", "-c", "mkdir -p ${0%/*} && printf '[Service]\\nWatchdogSec=3\\n' > $0", drop_in)
     full.run("systemctl", "daemon-reload")
     full.run("systemctl", "restart", "relayd")
     full.run("systemctl", "reset-failed", "relayd")
@@ -145,5 +145,3 @@ def test_a_member_of_relayd_admin_may_look_and_others_may_not(full: Guest, lab: 
     assert full.json("relayd", "queue", "list", "--json", user="oscar") == []
     assert full.run("relayd", "reload", user="oscar").returncode == 0
     assert full.run("cat", SNIPPET, user="oscar", check=False).returncode != 0
-
-
