@@ -10,10 +10,14 @@ Ctrl-C ends it at any moment: nothing is changed but a note of when Microsoft sa
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pwd
+import sqlite3
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
+from urllib.parse import quote
 
 from relayd.cli import daemon, terminal
 from relayd.cli import main as command_line
@@ -22,13 +26,21 @@ from relayd.config.partial import Seen, look
 from relayd.doctor.examination import Examination
 from relayd.doctor.relay import Away, Relay, Row
 from relayd.doctor.steps import State, Step
+from relayd.errors import RelaydError
 from relayd.master import client
 from relayd.master.client import NotRunning
 from relayd.master.frames import Frame, Json
+from relayd.spool.door import spool_path
+from relayd.spool.store import Hold
+from relayd.spool.transaction import read_holds
+from relayd.spool.turnstile import Turnstile
+from relayd.wayout import stamp
 
 SERVICE_USER: Final = "relayd"
+INSTALLED: Final = os.path.dirname(command_line.DEFAULT_CONFIG)
 _QUICK_S: Final = 5.0
 _TOKEN_S: Final = 40.0
+_SPOOL_S: Final = 3.0
 _MARKS: Final[Mapping[State, tuple[str, str]]] = {
     State.OK: ("ok", "green"),
     State.WARNING: ("warning", "yellow"),
@@ -58,11 +70,10 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 
 def doctor(options: argparse.Namespace) -> int:
     """Look at each upstream's way out."""
-    state_dir, _ = daemon.setting_of(options.config, "server", "state_dir", Server().state_dir)
     path = daemon.control_path(options.config)
-    as_service = become_service(state_dir)
+    as_service = become_service(options.config)
     seen = look(options.config)
-    relay = running_relay(path)
+    relay = running_relay(path, spool_path(seen.config.spool.url))
     upstreams = _meant(options, seen, relay)
     if isinstance(upstreams, int):
         return upstreams
@@ -109,12 +120,12 @@ def _meant(options: argparse.Namespace, seen: Seen, relay: Relay) -> Sequence[Up
 # ---- who looks
 
 
-def become_service(state_dir: str) -> bool:
+def become_service(config: str) -> bool:
     """Leave root behind for the relay's own user; True: we see what the relay sees.
 
-    The relay's user is the owner of state_dir, else the user "relayd".
+    config: the configuration's path; who the user is, see `service_user`.
     """
-    user = service_user(state_dir)
+    user = service_user(config)
     if user is None:
         return os.geteuid() == 0  # a relay that root runs
     if os.geteuid() == user.pw_uid:
@@ -128,16 +139,21 @@ def become_service(state_dir: str) -> bool:
     return True
 
 
-def service_user(state_dir: str) -> pwd.struct_passwd | None:
-    """Return whom the relay runs as; None: nobody in particular, or root."""
+def service_user(config: str) -> pwd.struct_passwd | None:
+    """Return whom the relay runs as; None: root, or nobody in particular.
+
+    The owner of state_dir, where it is somebody's; else "relayd", for an installed relay.
+    """
+    state_dir, _ = daemon.setting_of(config, "server", "state_dir", Server().state_dir)
     try:
         owner = os.stat(state_dir).st_uid
-    except PermissionError:
-        owner = 0  # others may not even look: it is not theirs
     except OSError:
         owner = 0
+    is_installed = os.path.abspath(config).startswith(f"{INSTALLED}/")
     try:
-        return pwd.getpwuid(owner) if owner else pwd.getpwnam(SERVICE_USER)
+        if owner:
+            return pwd.getpwuid(owner)
+        return pwd.getpwnam(SERVICE_USER) if is_installed else None
     except KeyError:
         return None
 
@@ -206,14 +222,67 @@ class RunningRelay:
         return result if isinstance(result, Mapping) else None
 
 
-def running_relay(path: str) -> Relay:
-    """Return the relay that runs, or why nobody answers."""
+class Stopped(Away):
+    """A relay that does not run; what it held mail back for is still in its spool."""
+
+    def __init__(self, why: str, spool: str) -> None:
+        super().__init__(why, "systemctl start relayd")
+        self._spool = spool
+
+    def holds(self, name: str) -> Sequence[Row]:
+        """Return the rows upstream.holds would have."""
+        return [row for row in kept_holds(self._spool) if row["upstream"] == name]
+
+
+def kept_holds(path: str) -> list[dict[str, Json]]:
+    """Return the holds of a spool that no relay has open; none where they cannot be read."""
+    found: list[dict[str, Json]] = []
+    # A thread, because whoever hangs inside the turnstile may do so for ever.
+    reader = threading.Thread(target=lambda: found.extend(_read_holds(path)), daemon=True)
+    reader.start()
+    reader.join(_SPOOL_S)
+    return found
+
+
+def _read_holds(path: str) -> list[dict[str, Json]]:
+    try:
+        if os.stat(path).st_uid != os.geteuid():
+            return []  # SECURITY: no file of the spool may ever become another user's
+        turnstile = Turnstile(f"{path}.turnstile")
+        try:
+            # DURABILITY: what a crash left is recovered at the first look, one at a time.
+            with turnstile:
+                found = _holds_in(path)
+        finally:
+            turnstile.close()
+    except (OSError, sqlite3.Error, RelaydError):
+        return []
+    return [
+        {
+            "upstream": hold.mailbox.upstream,
+            "mailbox": hold.mailbox.mailbox,
+            "cause": hold.cause,
+            "probe_at": stamp(hold.probe_at),
+        }
+        for hold in found
+    ]
+
+
+def _holds_in(path: str) -> Sequence[Hold]:
+    with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as connection:
+        connection.execute("PRAGMA query_only = ON")
+        connection.execute("PRAGMA busy_timeout = 1000")
+        return read_holds(connection)
+
+
+def running_relay(path: str, spool: str) -> Relay:
+    """Return the relay that runs, or why nobody answers. spool: its database's path."""
     try:
         reply = client.ask(path, {"command": "status"}, timeout_s=_QUICK_S)
     except NotRunning as error:
         if not error.permitted:
             return Away("the running relay answers root, its own user and group relayd-admin only")
-        return Away(f"relayd does not run ({error})", "systemctl start relayd")
+        return Stopped(f"relayd does not run ({error})", spool)
     result = reply.get("result")
     if reply.get("ok") is not True or not isinstance(result, Mapping):
         return Away(f"the running relay does not answer: {reply.get('error')}", "relayd status")

@@ -113,17 +113,14 @@ def _rows(options: argparse.Namespace, request: Frame) -> Iterator[Frame]:
 def _from_here(options: argparse.Namespace, error: NotRunning) -> Iterator[Frame]:
     """Ask Entra from this process, as the relay's own user."""
     # Imported late: MSAL costs what a question to the running relay need not.
-    from relayd.config.model import Server  # noqa: PLC0415
+    from relayd.cli.doctor import become_service  # noqa: PLC0415
     from relayd.config.partial import look  # noqa: PLC0415
     from relayd.errors import TokenUnavailable  # noqa: PLC0415
     from relayd.identity.credentials import credential_for  # noqa: PLC0415
     from relayd.identity.oauth import Entra  # noqa: PLC0415
     from relayd.wayout import failed_row, meant, token_row  # noqa: PLC0415
 
-    state_dir, _ = daemon.setting_of(options.config, "server", "state_dir", Server().state_dir)
-    from relayd.cli.doctor import become_service  # noqa: PLC0415
-
-    become_service(state_dir)
+    become_service(options.config)
     seen = look(options.config)
     unreadable = [*seen.found]
     try:

@@ -15,13 +15,23 @@ from typing import Any
 import pytest
 
 from relayd.cli import doctor
-from relayd.cli.doctor import RunningRelay, lines, running_relay, service_user, verdict, worst
+from relayd.cli.doctor import (
+    RunningRelay,
+    kept_holds,
+    lines,
+    running_relay,
+    service_user,
+    verdict,
+    worst,
+)
 from relayd.doctor.relay import Away
 from relayd.doctor.steps import ok, problem, skipped, warning
 from relayd.master.frames import Frame, refused
+from relayd.wayout import stamp
 from tests.control_socket import ControlSocket, pages, relayd
 from tests.fake_entra import SECRET, TENANT, FakeEntra
 from tests.relay_process import clean_environment
+from tests.spooling import ALERTS, SqliteBackend, denied, put
 
 ROOT = Path(__file__).parents[3]
 SYSTEM_PYTHON = "/usr/bin/python3"  # one that every user may read, unlike a developer's own
@@ -164,7 +174,7 @@ def test_a_configuration_that_is_not_there_is_told(
 
 
 def test_it_is_asked_once_for_each_thing(control: ControlSocket, tmp_path: Path) -> None:
-    relay = running_relay(str(tmp_path / "control.sock"))
+    relay = running_relay(str(tmp_path / "control.sock"), "")
     assert isinstance(relay, RunningRelay)
     assert relay.names() == ["contoso"]
     assert relay.upstream("contoso") == ROW
@@ -179,14 +189,14 @@ def test_it_is_asked_once_for_each_thing(control: ControlSocket, tmp_path: Path)
 
 def test_what_it_refuses_is_no_answer(control: ControlSocket, tmp_path: Path) -> None:
     control.answers["token.test"] = [refused("unknown command: token.test")]
-    relay = running_relay(str(tmp_path / "control.sock"))
+    relay = running_relay(str(tmp_path / "control.sock"), "")
     assert relay.token("contoso") is None
     control.answers["status"] = [refused("no")]
-    assert "does not answer" in running_relay(str(tmp_path / "control.sock")).away
+    assert "does not answer" in running_relay(str(tmp_path / "control.sock"), "").away
 
 
 def test_one_that_does_not_run_says_how_to_start_it(tmp_path: Path) -> None:
-    relay = running_relay(str(tmp_path / "none.sock"))
+    relay = running_relay(str(tmp_path / "none.sock"), "")
     assert isinstance(relay, Away)
     assert relay.remedy == "systemctl start relayd"
 
@@ -194,26 +204,76 @@ def test_one_that_does_not_run_says_how_to_start_it(tmp_path: Path) -> None:
 # ---- as whom
 
 
-def test_the_relays_user_is_who_owns_its_state(tmp_path: Path) -> None:
-    user = service_user(str(tmp_path))
+def test_the_relays_user_is_who_owns_its_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "relayd.toml"
+    config.write_text(f'[server]\nstate_dir = "{tmp_path}"\n')
     owner = os.stat(tmp_path).st_uid
-    assert user is None or user.pw_uid in {owner, _uid_of("relayd")}
-    assert service_user("/nowhere/at/all") is None or _uid_of("relayd") is not None
+    found = service_user(str(config))
+    assert (found.pw_uid if found else 0) == owner
+    true_stat = os.stat
+    nobody = pwd.getpwnam("nobody")
+    monkeypatch.setattr(
+        os, "stat", lambda path: Owned(nobody.pw_uid) if path == str(tmp_path) else true_stat(path)
+    )
+    assert service_user(str(config)) == nobody
 
 
-def _uid_of(name: str) -> int | None:
-    try:
-        return pwd.getpwnam(name).pw_uid
-    except KeyError:
-        return None
+class Owned:
+    """What stat says of a folder, as far as anybody asks."""
+
+    def __init__(self, uid: int) -> None:
+        self.st_uid = uid
 
 
-def test_others_look_with_their_own_eyes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_installed_relay_has_a_user_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "relayd.toml"
+    config.write_text(f'[server]\nstate_dir = "{tmp_path}/none"\n')
+    assert service_user(str(config)) is None
+    monkeypatch.setattr(doctor, "INSTALLED", str(tmp_path))
+    monkeypatch.setattr(doctor, "SERVICE_USER", "nobody")
+    assert service_user(str(config)) == pwd.getpwnam("nobody")
+    monkeypatch.setattr(doctor, "SERVICE_USER", "no-such-user-here")
+    assert service_user(str(config)) is None
+
+
+def test_others_look_with_their_own_eyes(monkeypatch: pytest.MonkeyPatch) -> None:
     me = pwd.getpwuid(os.geteuid())
     monkeypatch.setattr(doctor, "service_user", lambda _: me)
-    assert doctor.become_service(str(tmp_path)) is True
+    assert doctor.become_service("relayd.toml") is True
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
-    assert doctor.become_service(str(tmp_path)) is False
+    assert doctor.become_service("relayd.toml") is False
+
+
+# ---- what a stopped relay held
+
+
+def test_a_stopped_relays_holds_are_read_from_its_spool(tmp_path: Path) -> None:
+    backend = SqliteBackend(tmp_path)
+    door = backend.open()
+    put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, denied(backend.clock, cause="ErrorAccessDenied"))
+    backend.close()
+    relay = running_relay(str(tmp_path / "none.sock"), backend.path)
+    (hold,) = relay.holds(ALERTS.upstream)
+    assert (hold["mailbox"], hold["cause"]) == (ALERTS.mailbox, "ErrorAccessDenied")
+    assert str(hold["probe_at"]) > stamp(backend.clock.utcnow())
+    assert relay.holds("another") == []
+
+
+def test_a_spool_that_is_not_there_or_not_ours_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert kept_holds(str(tmp_path / "none.db")) == []
+    damaged = tmp_path / "spool.db"
+    damaged.write_text("no database at all, but long enough to be looked at as if it were one")
+    assert kept_holds(str(damaged)) == []
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    assert kept_holds(str(damaged)) == []
 
 
 @pytest.mark.slow(2)

@@ -161,10 +161,11 @@ def test_root_asks_as_the_relays_own_user(
 ) -> None:
     became: list[str] = []
 
-    def become(state_dir: str) -> bool:
-        became.append(state_dir)
+    def become(config: str) -> bool:
+        became.append(config)
         return True
 
     monkeypatch.setattr(doctor, "become_service", become)
-    relayd("--config", configure(tmp_path, entra, f'client_secret = "{SECRET}"'), "token", "test")
-    assert became == [str(tmp_path)]
+    path = configure(tmp_path, entra, f'client_secret = "{SECRET}"')
+    relayd("--config", path, "token", "test")
+    assert became == [path]
