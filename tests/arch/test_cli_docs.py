@@ -18,11 +18,13 @@ from pathlib import Path
 import pytest
 
 from relayd.cli.main import COMMANDS, parser_for
+from relayd.config.model import Upstream
 from relayd.deliver import catalogue
 from relayd.identity import aadsts
 from relayd.queueview import STOPPED, shown, told
 from relayd.spool.model import QueueId, State
 from relayd.spool.queries import Listed, Story, Tried
+from relayd.wayout import token_row
 from tests.control_socket import ControlSocket, pages, relayd
 
 TEXT = (Path(__file__).parent.parent.parent / "docs/cli.md").read_text()
@@ -235,3 +237,25 @@ def test_keys_of_devices_are_documented(tmp_path: Path, capsys: pytest.CaptureFi
         assert keys(section("relayd device list")) == listed
         control.relayd("--json", "device", "show", "ups")
         assert [*listed, *keys(section("relayd device show"))] == list(printed(capsys))
+
+
+def test_keys_of_doctor_token_and_explain_access_are_documented(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "relayd.toml"
+    config.write_text(
+        f'[server]\nhostname = "relay.test"\nruntime_dir = "{tmp_path}"\n'
+        f'state_dir = "{tmp_path}"\n[upstream.a]\ncloud = "none"\n'
+    )
+    relayd("--json", "--config", str(config), "doctor")
+    (told,) = printed(capsys)
+    text = section("relayd doctor")
+    assert keys(text) == list(told)
+    assert keys(text, "key of a step") == list(told["steps"][0])
+    names = {step["step"] for step in told["steps"]} | {"senders"}
+    assert names == set(re.findall(r"`([a-z]+)`", table(text, "key of a step")["`step`"]))
+    asked = ("--ip", "192.0.2.1", "--from", "<>", "--to", "a@contoso.com")
+    relayd("--json", "--config", str(config), "explain-access", *asked)
+    assert keys(section("relayd explain-access")) == list(printed(capsys))
+    row = token_row(Upstream(name="a"), "", 0.0)
+    assert keys(section("relayd token test")) == list(row)
