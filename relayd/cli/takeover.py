@@ -98,9 +98,13 @@ def _down(service: Service, why: str, listen: Sequence[str]) -> Taken:
 
 
 def in_the_way(listen: Sequence[str]) -> Iterator[str]:
-    """Yield who else holds an address, with the command that frees it; as far as we may see."""
+    """Yield who else holds an address, once each, with the command that frees it."""
+    told: set[int] = set()
     for text in listen:
         address = parse_address(text)
         holder = holder_of(address.host, address.port)
-        if holder is not None and not holder.unit.startswith("relayd"):
+        if holder is None or holder.pid in told:  # not shown to us, or known by now
+            continue
+        told.add(holder.pid)
+        if not holder.unit.startswith("relayd"):
             yield f"{text} is {holder.advice()}"

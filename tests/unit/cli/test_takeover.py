@@ -107,10 +107,11 @@ def test_who_holds_the_port_is_named_with_the_command(control: ControlSocket) ->
     gone(control)
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
-        found = taken(control, Unit(why="exit 1"), f"0.0.0.0:{port}")
+        found = taken(control, Unit(why="exit 1"), f"0.0.0.0:{port}", f"[::]:{port}")
     assert found.state == "down"
     assert found.texts[0].startswith(f"0.0.0.0:{port} is held by ")
     assert f"(pid {os.getpid()})" in found.texts[0]
+    assert len(found.texts) == 2
     assert found.texts[1].startswith("then it goes on by itself")
     assert taken(control, Unit(why="exit 1"), f"0.0.0.0:{port}").texts == (
         "exit 1",
