@@ -101,7 +101,8 @@ def test_the_last_line_says_what_is_left_to_do() -> None:
     assert "only root can look at: secret." in verdict(
         [ok("dns", ""), skipped("secret", "", "sudo relayd doctor contoso")]
     )
-    assert "relayd send --to ADDR --wait" in verdict([ok("dns", ""), warning("roles", "", "")])
+    assert "relayd send --to ADDR --wait" in verdict([ok("dns", "")])
+    assert "open, but see the warning at: roles." in verdict([warning("roles", "", "")])
 
 
 def test_the_worst_step_is_the_upstreams_state() -> None:
@@ -134,7 +135,7 @@ def test_nothing_wrong_is_exit_0(
     out = capsys.readouterr().out
     assert out.startswith("upstream contoso\n")
     assert "the running relay has one, good for 50 min" in out
-    assert out.endswith("Nothing wrong was found. A real mail: relayd send --to ADDR --wait\n")
+    assert out.endswith("The way out is open. A real mail: relayd send --to ADDR --wait\n")
 
 
 def test_only_the_named_upstream_is_looked_at(

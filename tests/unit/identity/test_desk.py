@@ -149,3 +149,16 @@ def test_a_refresh_that_failed_changes_nothing_for_anybody(client: Client, entra
         client.call("token.refresh", ASK, timeout_s=10)
     client.call("token", ASK, timeout_s=10)  # its answer comes after any push
     assert prints == []
+
+
+def test_who_has_gone_is_told_nothing_more(desk: TokenDesk, client: Client, tmp_path: Path) -> None:
+    other = Client(str(tmp_path / "cache.sock"))
+    other.start()
+    other.call("token", ASK, timeout_s=10)
+    client.call("token", ASK, timeout_s=10)
+    other.close()
+    for _ in range(2000):
+        if len(desk._askers) == 1:
+            break
+        client.call("token", ASK, timeout_s=10)  # a turn of the server's loop
+    assert len(desk._askers) == 1
