@@ -7,7 +7,7 @@ BIN := .venv/bin
 # The environment of a proxy or a test machine must not reach the product (http.trust_env is off).
 unexport REQUESTS_CA_BUNDLE CURL_CA_BUNDLE SSL_CERT_FILE SSL_CERT_DIR
 
-.PHONY: help setup demo run test test-floor check fmt fmt-check lint types arch unit cover bench deb deb-check repo clean
+.PHONY: help setup demo run test test-floor test-boot check fmt fmt-check lint types arch unit cover bench deb deb-check repo clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -53,8 +53,9 @@ unit: setup
 test: setup  ## everything: installs the foreign clients it may, runs all tests
 	@sh tools/clients.sh
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/boot
 	@$(MAKE) --no-print-directory test-floor
+	@$(MAKE) --no-print-directory test-boot
 
 # Debian 12 is the oldest there is; where its libraries are not installed, this says so.
 test-floor: setup  ## real processes once more, on Debian's own Python and libraries
@@ -63,6 +64,9 @@ test-floor: setup  ## real processes once more, on Debian's own Python and libra
 	  tests/process/test_operator_side.py tests/process/test_reload_under_load.py \
 	  tests/process/test_upgrade.py; \
 	else echo "skipped: relayd's libraries are not installed for /usr/bin/python3"; fi
+
+test-boot: setup  ## the package on booted Debian 12 and 13, real systemd, in guests of systemd-nspawn (root)
+	@sh tools/boot.sh
 
 cover: setup  ## coverage of each module by its own tests
 	$(BIN)/python -m coverage run -m pytest -q tests/unit tests/store tests/test_dialogs.py

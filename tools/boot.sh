@@ -35,9 +35,13 @@ if [ -n "$want" ]; then
 fi
 unshare --net true 2>/dev/null || skip "no network namespaces here"
 mkdir -p "$room"
-rm -rf "$room"/run-* "$room"/results-*
+rm -f "$room"/run-*.log "$room"/results-*
 
-sh tools/boot_packages.sh "$room" || exit 1
+if ! sh tools/boot_packages.sh "$room" > "$room/packages.log" 2>&1; then
+    dpkg-checkbuilddeps packaging/debian/control 2>/dev/null || skip "what builds the package cannot be installed"
+    cat "$room/packages.log" >&2
+    exit 1
+fi
 making=""
 for suite in $SUITES; do
     sh tools/boot_tree.sh "$suite" "$room" > "$room/tree-$suite.log" 2>&1 &
@@ -66,6 +70,8 @@ for one in $running; do
         cat "$room/run-${one%%=*}.log"
     fi
 done
+echo
 for suite in $SUITES; do cat "$room/results-$suite" 2>/dev/null; done
-for suite in $SUITES; do echo "$suite: $(tail -n 1 "$room/run-$suite.log")"; done
+echo
+for suite in $SUITES; do echo "$suite: $(tail -n 1 "$room/run-$suite.log" | tr -d =)"; done
 exit $result
