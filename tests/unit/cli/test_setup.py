@@ -155,6 +155,19 @@ def test_a_later_change_says_only_what_is_new(place: Place) -> None:
     assert place.read()["upstream"]["contoso"]["client_id"] == ID
 
 
+def test_a_secret_beside_what_changes_is_not_shown(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = '[upstream.contoso]\ntenant = "a.example"\nclient_secret = "in-the-clear"\n'
+    place.config.write_text(f"{place.config.read_text()}{text}client_id = {json.dumps(ID)}\n")
+    words = ("--tenant", "b.example", "--mailbox", "a@b.example")
+    assert place.setup("--no-input", *words) == 0
+    out, err = capsys.readouterr()
+    assert '-tenant = "a.example"' in out
+    assert '+tenant = "b.example"' in out
+    assert "in-the-clear" not in out + err
+
+
 def test_endpoints_of_ones_own_need_no_portal(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:

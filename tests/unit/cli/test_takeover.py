@@ -12,6 +12,8 @@ import pytest
 from relayd.cli import takeover
 from relayd.cli.service import Service
 from relayd.cli.takeover import Taken, in_the_way, take_over
+from relayd.master import client
+from relayd.master.client import NotRunning
 from relayd.master.frames import done, refused
 from relayd.master.holder import holder_of
 from relayd.master.sockets import NEEDS_RESTART
@@ -90,6 +92,18 @@ def test_a_relay_that_is_down_is_started(control: ControlSocket) -> None:
     assert unit.done == ["start"]
     found = taken(control, Unit(unit=""))
     assert (found.state, found.is_good) == ("stopped", True)
+
+
+def test_who_may_not_ask_the_relay_is_told_and_nothing_is_started(
+    control: ControlSocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: str, *_: object, **__: object) -> None:
+        raise NotRunning(path, permitted=False)
+
+    monkeypatch.setattr(client, "ask", denied)
+    unit = Unit()
+    found = taken(control, unit)
+    assert (found.state, found.is_good, unit.done) == ("unasked", True, [])
 
 
 def test_others_than_root_are_told_what_root_types(
