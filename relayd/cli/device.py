@@ -14,10 +14,11 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from relayd.cli import daemon, deviceview, terminal
 from relayd.cli import main as command_line
+from relayd.cli.actions import Action, add_actions
 from relayd.cli.answers import list_of, number_of, text_of
 from relayd.config.model import Config
 from relayd.master import client
@@ -28,36 +29,27 @@ _WRONG_USAGE: Final = 2
 _DISCARD_PORT: Final = 9
 
 
-class _Action(NamedTuple):
-    """One action: its line of help, its examples, its exit codes."""
-
-    name: str
-    help: str
-    examples: str
-    exits: str
-
-
 _ACTIONS: Final = (
-    _Action(
+    Action(
         "add",
         "let an address or a network submit without a password",
         "  relayd device add 192.168.10.5 --name ups --from ups@contoso.com\n"
         "  relayd device add 192.168.10.0/28 --name scanners --to contoso.com --to '*'",
         "exit: 0 done, 1 refused, 2 wrong usage, 78 the configuration cannot be used",
     ),
-    _Action(
+    Action(
         "list",
         "show devices, their last mail and last refusal, and who else knocked",
         "  relayd device list\n  relayd --json device list | jq '.[] | select(.refused > 0)'",
         "exit: 0 shown, 69 not running",
     ),
-    _Action(
+    Action(
         "show",
         "one device or address: last mail, last refusal, what would let it in",
         "  relayd device show ups\n  relayd device show 192.168.10.5",
         "exit: 0 shown, 1 nobody knows it, 69 not running",
     ),
-    _Action(
+    Action(
         "delete",
         "remove a device that `device add` made",
         "  relayd device delete ups",
@@ -78,24 +70,10 @@ exit: 0 done, 1 refused, 2 wrong usage, 69 not running, 78 configuration"""
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `device`."""
     parser.epilog = _EPILOG
-    actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
-    for action in _ACTIONS:
-        sub = actions.add_parser(
-            action.name,
-            help=action.help,
-            description=f"{action.help[0].upper()}{action.help[1:]}.",
-            epilog=f"examples:\n{action.examples}\n\n{action.exits}",
-            formatter_class=parser.formatter_class,
-        )
-        sub.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS)
-        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
-        sub.set_defaults(act=_ACTS[action.name])
-        if action.name == "add":
-            _add_settings(sub)
-        elif action.name == "show":
-            sub.add_argument("name", metavar="NAME|IP")
-        elif action.name == "delete":
-            sub.add_argument("name", metavar="NAME")
+    subs = add_actions(parser, _ACTIONS, _ACTS)
+    _add_settings(subs["add"])
+    subs["show"].add_argument("name", metavar="NAME|IP")
+    subs["delete"].add_argument("name", metavar="NAME")
 
 
 def _add_settings(sub: argparse.ArgumentParser) -> None:

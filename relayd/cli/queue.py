@@ -20,10 +20,11 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Final
 
 from relayd.cli import daemon, terminal
 from relayd.cli import main as command_line
+from relayd.cli.actions import Action, add_actions
 from relayd.cli.daemon import ask_each
 from relayd.master.frames import Frame, Json
 
@@ -36,80 +37,83 @@ _STATES: Final = ("waiting", "ready", "deferred", "held", "leased", "sent", "fai
 _FILTERS: Final = ("state", "to", "from_", "device", "upstream", "message_id", "since")
 
 
-class _Action(NamedTuple):
-    """One action: its line of help, its examples; takes: "filters", "id" or "both"."""
-
-    name: str
-    help: str
-    takes: str
-    examples: str
-
-
-_ACTIONS: Final = (
-    _Action(
-        "list",
-        "show deliveries, oldest first",
-        "filters",
-        "  relayd queue list                        what has not left yet\n"
-        "  relayd queue list --state held           what waits for an administrator\n"
-        "  relayd queue list --state sent --since 2h --to ops@contoso.com\n"
-        "  relayd queue list --state all --message-id 1234@ups.local\n"
-        "  relayd --json queue list | jq -r '.[].id'",
-    ),
-    _Action(
-        "show",
-        "one message: why it is where it is, and what to do",
-        "id",
-        "  relayd queue show 1JV7SEQSLMJCW",
-    ),
-    _Action(
-        "trace",
-        "one message's attempts in order, with Microsoft's request-ids",
-        "id",
-        "  relayd queue trace 1JV7SEQSLMJCW",
-    ),
-    _Action(
-        "retry",
-        "try now; failed mail too, as long as its content is kept",
-        "both",
-        "  relayd queue retry 1JV7SEQSLMJCW\n"
-        "  relayd queue retry --state failed --since 1d --dry-run",
-    ),
-    _Action(
-        "hold",
-        "keep back until released",
-        "both",
-        "  relayd queue hold --device scanner --yes",
-    ),
-    _Action(
-        "release",
-        "let held mail go",
-        "both",
-        "  relayd queue release 1JV7SEQSLMJCW\n  relayd queue release --upstream contoso",
-    ),
-    _Action(
-        "delete",
-        "give up and drop the content",
-        "both",
-        "  relayd queue delete 1JV7SEQSLMJCW\n"
-        "  relayd queue delete --to old@contoso.com --dry-run",
-    ),
-    _Action(
-        "export",
-        "write one message's content to standard output",
-        "id",
-        "  relayd queue export 1JV7SEQSLMJCW > mail.eml",
-    ),
-    _Action("resend", "send sent mail again (not available yet)", "id",
-            "  relayd queue resend 1JV7SEQSLMJCW"),
-)  # fmt: skip
-
 _EXITS: Final[Mapping[str, str]] = {
     "filters": "exit: 0 shown, 69 not running and no spool to read",
     "id": "exit: 0 done, 1 no such message, 69 not running",
     "both": "exit: 0 done, 1 no such message, or not in a state for it, or not confirmed,\n"
     "      69 not running, 75 the spool cannot be written now",
 }
+
+_ACTIONS: Final = (
+    Action(
+        "list",
+        "show deliveries, oldest first",
+        "  relayd queue list                        what has not left yet\n"
+        "  relayd queue list --state held           what waits for an administrator\n"
+        "  relayd queue list --state sent --since 2h --to ops@contoso.com\n"
+        "  relayd queue list --state all --message-id 1234@ups.local\n"
+        "  relayd --json queue list | jq -r '.[].id'",
+        _EXITS["filters"],
+        "filters",
+    ),
+    Action(
+        "show",
+        "one message: why it is where it is, and what to do",
+        "  relayd queue show 1JV7SEQSLMJCW",
+        _EXITS["id"],
+        "id",
+    ),
+    Action(
+        "trace",
+        "one message's attempts in order, with Microsoft's request-ids",
+        "  relayd queue trace 1JV7SEQSLMJCW",
+        _EXITS["id"],
+        "id",
+    ),
+    Action(
+        "retry",
+        "try now; failed mail too, as long as its content is kept",
+        "  relayd queue retry 1JV7SEQSLMJCW\n"
+        "  relayd queue retry --state failed --since 1d --dry-run",
+        _EXITS["both"],
+        "both",
+    ),
+    Action(
+        "hold",
+        "keep back until released",
+        "  relayd queue hold --device scanner --yes",
+        _EXITS["both"],
+        "both",
+    ),
+    Action(
+        "release",
+        "let held mail go",
+        "  relayd queue release 1JV7SEQSLMJCW\n  relayd queue release --upstream contoso",
+        _EXITS["both"],
+        "both",
+    ),
+    Action(
+        "delete",
+        "give up and drop the content",
+        "  relayd queue delete 1JV7SEQSLMJCW\n  relayd queue delete --to old@contoso.com --dry-run",
+        _EXITS["both"],
+        "both",
+    ),
+    Action(
+        "export",
+        "write one message's content to standard output",
+        "  relayd queue export 1JV7SEQSLMJCW > mail.eml",
+        _EXITS["id"],
+        "id",
+    ),
+    Action(
+        "resend",
+        "send sent mail again (not available yet)",
+        "  relayd queue resend 1JV7SEQSLMJCW",
+        _EXITS["id"],
+        "id",
+    ),
+)
 
 _EPILOG: Final = """\
 examples:
@@ -127,18 +131,10 @@ exit:   0 done, 1 no such message, 69 not running, 75 try again later"""
 def add_queue(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `queue`."""
     parser.epilog = _EPILOG
-    actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
+    acts = {action.name: _ACTS.get(action.name, change) for action in _ACTIONS}
+    subs = add_actions(parser, _ACTIONS, acts)
     for action in _ACTIONS:
-        sub = actions.add_parser(
-            action.name,
-            help=action.help,
-            description=f"{action.help[0].upper()}{action.help[1:]}.",
-            epilog=f"examples:\n{action.examples}\n\n{_EXITS[action.takes]}",
-            formatter_class=parser.formatter_class,
-        )
-        sub.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS)
-        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
-        sub.set_defaults(act=_ACTS.get(action.name, change))
+        sub = subs[action.name]
         if action.takes == "id":
             sub.add_argument("id", metavar="ID")
         if action.takes == "both":
@@ -148,10 +144,9 @@ def add_queue(parser: argparse.ArgumentParser) -> None:
         if action.takes == "both":
             sub.add_argument("--yes", action="store_true", help="do not ask")
             sub.add_argument("--dry-run", action="store_true", help="only say how many it means")
-        if action.name == "list":
-            sub.add_argument(
-                "--limit", metavar="N", type=_positive, default=0, help="at most so many"
-            )
+    subs["list"].add_argument(
+        "--limit", metavar="N", type=_positive, default=0, help="at most so many"
+    )
 
 
 def _filters(parser: argparse.ArgumentParser) -> None:

@@ -29,6 +29,7 @@ from typing import Final, NamedTuple, TypedDict
 
 from relayd.cli import files, terminal
 from relayd.cli import main as command_line
+from relayd.cli.actions import Action, add_actions
 from relayd.cli.files import Owner
 
 _WRONG_USAGE: Final = 2
@@ -53,30 +54,24 @@ examples:
 exit: 0 done, 1 refused, 2 wrong usage"""
 
 
-class _Action(NamedTuple):
-    """One action: its line of help, its examples."""
-
-    name: str
-    help: str
-    examples: str
-
-
+_EXITS: Final = "exit: 0 done, 1 refused, 2 wrong usage"
 _ACTIONS: Final = (
-    _Action(
+    Action(
         "set",
         "put a secret in place, or a new value of it",
         "  relayd secret set contoso\n"
         "  relayd secret set contoso --stdin < value.txt\n"
         "  relayd secret set contoso --systemd",
+        _EXITS,
     ),
-    _Action(
+    Action(
         "list",
         "show which secrets there are and who uses them, never their values",
         "  relayd secret list\n  relayd --json secret list | jq -r '.[].name'",
+        _EXITS,
     ),
-    _Action("delete", "remove a secret nobody uses", "  relayd secret delete contoso-old"),
+    Action("delete", "remove a secret nobody uses", "  relayd secret delete contoso-old", _EXITS),
 )
-_EXITS: Final = "exit: 0 done, 1 refused, 2 wrong usage"
 
 
 class Kept(NamedTuple):
@@ -90,32 +85,16 @@ class Kept(NamedTuple):
 def add_secret(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `secret`."""
     parser.epilog = _EPILOG
-    actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
-    for action in _ACTIONS:
-        sub = actions.add_parser(
-            action.name,
-            help=action.help,
-            description=f"{action.help[0].upper()}{action.help[1:]}.",
-            epilog=f"examples:\n{action.examples}\n\n{_EXITS}",
-            formatter_class=parser.formatter_class,
-        )
-        sub.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS)
-        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
-        sub.set_defaults(act=_act(_ACTS[action.name]))
-        if action.name != "list":
-            sub.add_argument("name", metavar="NAME")
-        if action.name == "set":
-            sub.add_argument("--stdin", action="store_true", help="read it from standard input")
-            sub.add_argument(
-                "--systemd", action="store_true", help="encrypt it with systemd-creds for the unit"
-            )
-            sub.add_argument(
-                "--force", action="store_true", help="also what looks like the secret's ID"
-            )
-        elif action.name == "delete":
-            sub.add_argument(
-                "--force", action="store_true", help="also when the configuration uses it"
-            )
+    subs = add_actions(parser, _ACTIONS, {name: _act(act) for name, act in _ACTS.items()})
+    for name in ("set", "delete"):
+        subs[name].add_argument("name", metavar="NAME")
+    new, old = subs["set"], subs["delete"]
+    new.add_argument("--stdin", action="store_true", help="read it from standard input")
+    new.add_argument(
+        "--systemd", action="store_true", help="encrypt it with systemd-creds for the unit"
+    )
+    new.add_argument("--force", action="store_true", help="also what looks like the secret's ID")
+    old.add_argument("--force", action="store_true", help="also when the configuration uses it")
 
 
 def _act(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:

@@ -6,8 +6,9 @@ What it does is in relayd.cli.logins.
 from __future__ import annotations
 
 import argparse
-from typing import Final, NamedTuple
+from typing import Final
 
+from relayd.cli.actions import Action, add_actions
 from relayd.cli.main import later
 
 _EPILOG: Final = """\
@@ -22,67 +23,54 @@ In force at once; no reload is needed. Users of relayd.toml are changed there.
 exit: 0 done, 1 refused, 2 wrong usage, 75 try again, 78 configuration"""
 
 
-class _Action(NamedTuple):
-    """One action: its line of help, its examples."""
-
-    name: str
-    help: str
-    examples: str
-
-
+_EXITS: Final = "exit: 0 done, 1 refused, 2 wrong usage, 75 try again, 78 configuration"
 _ACTIONS: Final = (
-    _Action(
+    Action(
         "add",
         "make a user",
         "  relayd user add printer1 --generate\n"
         "  relayd user add nas --from nas@contoso.com --allow-to '*'\n"
         "  echo s3cret | relayd user add ups --stdin --priority high",
+        _EXITS,
     ),
-    _Action(
+    Action(
         "passwd",
         "give a user a new password",
         "  relayd user passwd printer1\n"
         "  relayd user passwd printer1 --generate\n"
         "  echo s3cret | relayd user passwd nas --stdin",
+        _EXITS,
     ),
-    _Action(
+    Action(
         "list",
         "show all users",
         "  relayd user list\n  relayd --json user list | jq -r '.[].name'",
+        _EXITS,
     ),
-    _Action(
+    Action(
         "delete",
         "remove a user",
         "  relayd user delete printer1",
+        _EXITS,
     ),
 )
 _ACTS: Final = {"add": "add", "passwd": "passwd", "list": "show", "delete": "delete"}
-_EXITS: Final = "exit: 0 done, 1 refused, 2 wrong usage, 75 try again, 78 configuration"
+"""Each action's function in relayd.cli.logins."""
 
 
 def add_user(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `user`."""
     parser.epilog = _EPILOG
-    actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
-    for action in _ACTIONS:
-        sub = actions.add_parser(
-            action.name,
-            help=action.help,
-            description=f"{action.help[0].upper()}{action.help[1:]}.",
-            epilog=f"examples:\n{action.examples}\n\n{_EXITS}",
-            formatter_class=parser.formatter_class,
-        )
-        sub.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS)
-        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
-        sub.set_defaults(act=later("relayd.cli.logins", _ACTS[action.name]))
-        if action.name != "list":
-            sub.add_argument("name", metavar="NAME")
-        if action.name in ("add", "passwd"):
-            how = sub.add_mutually_exclusive_group()
-            how.add_argument("--generate", action="store_true", help="make one up and show it once")
-            how.add_argument("--stdin", action="store_true", help="read it from standard input")
-        if action.name == "add":
-            _add_settings(sub)
+    subs = add_actions(
+        parser, _ACTIONS, {name: later("relayd.cli.logins", act) for name, act in _ACTS.items()}
+    )
+    for name in ("add", "passwd", "delete"):
+        subs[name].add_argument("name", metavar="NAME")
+    for name in ("add", "passwd"):
+        how = subs[name].add_mutually_exclusive_group()
+        how.add_argument("--generate", action="store_true", help="make one up and show it once")
+        how.add_argument("--stdin", action="store_true", help="read it from standard input")
+    _add_settings(subs["add"])
 
 
 def _add_settings(sub: argparse.ArgumentParser) -> None:
