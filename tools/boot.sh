@@ -1,7 +1,7 @@
 #!/bin/sh
 # Prove the package on booted Debian: real systemd under systemd-nspawn, one guest at a time for
 # each suite, both suites side by side. Prints one line for each check at the end.
-#   tools/boot.sh [pytest arguments]
+#   tools/boot.sh [pytest arguments]     -k reload
 #   SUITES="bookworm trixie"    which
 #   MIRROR=http://…/debian      where the trees come from
 # Trees, packages and results are kept in build/boot; `make clean` removes them. What is missing
@@ -57,7 +57,8 @@ fi
 running=""
 for suite in $SUITES; do
     # Its own network: port 25 is free there, and nothing of it reaches anybody.
-    BOOT_ROOM=$room BOOT_SUITE=$suite unshare --net sh -c \
+    # A shell starts what it does not wait for deaf to SIGINT, which ends pytest in order.
+    BOOT_ROOM=$room BOOT_SUITE=$suite unshare --net env --default-signal=INT,QUIT sh -c \
         'ip link set lo up && exec "$@"' sh \
         $python -m pytest -p no:randomly -p no:cacheprovider tests/boot "$@" > "$room/run-$suite.log" 2>&1 &
     running="$running $suite=$!"

@@ -1,14 +1,15 @@
 #!/bin/sh
 # Build the packages that tests/boot installs, and two signed repositories of them.
 #   tools/boot_packages.sh ROOM
-# ROOM/packages/old, new   the same code, as the version before and as the one now
+#   OLD=v0.1.0    the commit of the version before; default: the same code with a lower number
+# ROOM/packages/old, new   the version before, and the one now
 # ROOM/repository/old      holds the old one; ROOM/repository/new holds both
 set -eu
 room=$1
 rm -rf "$room/packages" "$room/repository"
 version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' relayd/__init__.py)
 # "~" sorts before the version itself, "+" after it.
-VERSION="$version~before" sh tools/deb.sh "$room/packages/old"
+REV=${OLD:-${REV:-}} VERSION="$version~before" sh tools/deb.sh "$room/packages/old"
 VERSION="$version+after" sh tools/deb.sh "$room/packages/new"
 mkdir -p "$room/packages/both" "$room/repository"
 cp "$room"/packages/*/*.deb "$room/packages/both"

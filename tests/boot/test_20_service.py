@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 from collections.abc import Callable
 
 import pytest
 
 from tests.boot.conftest import offer
 from tests.boot.guest import PATIENCE_S, Guest
-from tests.boot.lab import SIX, SNIPPET, Devices, Lab, banner
+from tests.boot.lab import SIX, SNIPPET, Devices, Lab, banner, replies
 from tests.load import submit
 from tests.relay_process import wait_until
 
@@ -145,3 +148,48 @@ def test_a_member_of_relayd_admin_may_look_and_others_may_not(full: Guest, lab: 
     assert full.json("relayd", "queue", "list", "--json", user="oscar") == []
     assert full.run("relayd", "reload", user="oscar").returncode == 0
     assert full.run("cat", SNIPPET, user="oscar", check=False).returncode != 0
+
+
+def test_health_and_metrics_answer_on_this_host(lab: Lab) -> None:
+    checks = json.loads(page("/readyz"))["checks"]
+    assert {name for name, check in checks.items() if not check["ok"]} == set()
+    lines = page("/metrics").splitlines()
+    sent = [line for line in lines if line.startswith("relayd_messages_sent_total{")]
+    assert sum(float(line.rpartition(" ")[2]) for line in sent) > 0
+
+
+def page(path: str) -> str:
+    """Return a page of the admin process; fails unless it is 200."""
+    connection = http.client.HTTPConnection("127.0.0.1", 8025, timeout=60)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        text = answer.read().decode()
+    assert answer.status == 200, text
+    return text
+
+
+def test_the_hosts_own_mail_goes_by_sendmail(full: Guest, lab: Lab) -> None:
+    full.run("apt-get", "install", "-qy", "relayd-mta")
+    text = "Subject: of cron\nX-Load-Id: of-cron\n\nhello\n"
+    full.run("/usr/sbin/sendmail", "ops@contoso.com", user="alice", give=text)
+    lab.wait_empty()
+    assert "of-cron" in {one.x_field("X-Load-Id") for one in lab.client.messages()}
+    assert "empty" in full.out("mailq").lower()
+
+
+def test_a_named_instance_runs_beside_it(full: Guest, lab: Lab) -> None:
+    """As the head of relayd@.service says."""
+    example = "/usr/share/doc/relayd/examples/instance.toml"
+    full.run("install", "-d", "-m", "0755", "/etc/relayd/second")
+    full.run("install", "-m", "0640", "-g", "relayd", example, "/etc/relayd/second/relayd.toml")
+    full.run("sed", "-i", "s/NAME/second/g", "/etc/relayd/second/relayd.toml")
+    full.run("systemctl", "enable", "--now", "relayd@second")
+    assert replies("MAIL FROM:<a@contoso.com>", port=2525)[0][0] == 451
+    assert full.run("systemctl", "reload", "relayd@second").returncode == 0
+    # Each is itself: the other's port, spool and control socket are not touched.
+    assert lab.status()["config"] == "/etc/relayd/relayd.toml"
+    config = "/etc/relayd/second/relayd.toml"
+    assert full.json("relayd", "--config", config, "status", "--json")["config"] == config
+    full.run("systemctl", "disable", "--now", "relayd@second")
+    assert full.state() == "active running"
