@@ -184,7 +184,7 @@ def meant(config: Config, name: str) -> list[Upstream]:
     """Return the upstream of that name, or all for ""; raises ValueError with words."""
     there = ", ".join(one.name for one in config.upstream)
     if not there:
-        raise ValueError("no upstream is configured yet: add [upstream.NAME] to relayd.toml")
+        raise ValueError("no upstream is configured yet; next step: relayd setup")
     found = [one for one in config.upstream if name in ("", one.name)]
     if not found:
         raise ValueError(f"no upstream named {name!r}; there are: {there}")

@@ -110,7 +110,7 @@ def _meant(options: argparse.Namespace, seen: Seen, relay: Relay) -> Sequence[Up
     if seen.found:
         return command_line.FAILED
     if not there:
-        terminal.complain(f"no upstream is configured yet: add [upstream.NAME] to {options.config}")
+        terminal.complain("no upstream is configured yet; next step: relayd setup")
         return command_line.FAILED
     names = ", ".join(one.name for one in there)
     terminal.complain(f"no upstream named {options.upstream!r}; there are: {names}")
@@ -261,6 +261,7 @@ def _read_holds(path: str) -> list[dict[str, Json]]:
         {
             "upstream": hold.mailbox.upstream,
             "mailbox": hold.mailbox.mailbox,
+            "from": hold.header_from,
             "cause": hold.cause,
             "probe_at": stamp(hold.probe_at),
         }

@@ -82,7 +82,9 @@ def add_setup(parser: argparse.ArgumentParser) -> None:
         ("--test-to", "ADDR", "send a test mail there and follow it"),
     ):
         parser.add_argument(option, metavar=metavar, default="", help=text)
-    parser.add_argument("--secret-stdin", action="store_true", help="read it from standard input")
+    parser.add_argument(
+        "--secret-stdin", action="store_true", help="the secret comes by standard input"
+    )
     for option, metavar, text in (
         ("--network", "NETWORK", "may send without a password, or none; may be given again"),
         ("--listen", "ADDR:PORT", "where devices connect; may be given again"),

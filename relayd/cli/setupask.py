@@ -170,6 +170,8 @@ class Given:
         self._one("--test-to", mailbox, options.test_to)
         if options.secret_file and options.secret_stdin:
             self.wrong.append("--secret-file: --secret-stdin is given too; one of them")
+        if options.test_to and options.no_start:
+            self.wrong.append("--test-to: --no-start leaves nothing that could send it")
         has_endpoints = self.authority or self.graph or self.ca_file
         if self.cloud in clouds() and has_endpoints:
             self.wrong.append(

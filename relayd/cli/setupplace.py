@@ -11,6 +11,7 @@ names it. Signals wait meanwhile: Ctrl-C leaves all of it or nothing.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import grp
 import os
 import secrets
@@ -41,7 +42,8 @@ def judged(site: Site, drafts: Sequence[Draft]) -> tuple[list[str], list[str]]:
     The folder is built anew beside itself: new files as they will be, links to all others.
     raises: OSError - nothing can be written there.
     """
-    with _stage(site.folder) as stage:
+    # Undisturbed, or a hang-up would leave the stage behind; it takes a second or two.
+    with _undisturbed(), _stage(site.folder) as stage:
         for draft in drafts:
             _lay(stage, site.folder, draft)
         _link_the_rest(stage, site.folder)
@@ -130,6 +132,8 @@ def put(site: Site, drafts: Sequence[Draft]) -> Placed:
 
 
 def _put(site: Site, draft: Draft, placed: Placed) -> None:
+    # A link stays one: what it leads to is written.
+    draft = dataclasses.replace(draft, path=os.path.realpath(draft.path))
     owner = owner_of(site, draft)
     folder = os.path.dirname(draft.path)
     if files.make_folder(folder, owner):

@@ -161,7 +161,7 @@ def test_without_an_upstream_the_next_step_is_told(
     path = tmp_path / "relayd.toml"
     path.write_text('[server]\nhostname = "relay.test"\n')
     assert relayd("--config", str(path), "doctor") == 1
-    assert "add [upstream.NAME]" in capsys.readouterr().err
+    assert "next step: relayd setup" in capsys.readouterr().err
 
 
 def test_a_configuration_that_is_not_there_is_told(

@@ -29,7 +29,7 @@ def options(**given: object) -> argparse.Namespace:
     texts = "tenant client_id mailbox object_id name cloud authority graph ca_file test_to"
     empty = dict.fromkeys((*texts.split(), "secret_file"), "")
     return argparse.Namespace(
-        **{**empty, "network": [], "listen": [], "secret_stdin": False, **given}
+        **{**empty, "network": [], "listen": [], "secret_stdin": False, "no_start": False, **given}
     )
 
 
@@ -171,6 +171,11 @@ def test_options_are_judged_as_answers_are_all_of_them_at_once() -> None:
     ]
     given = Given(options(secret_file="f", secret_stdin=True, cloud="global", graph="https://g"))
     assert [text.partition(":")[0] for text in given.wrong] == ["--secret-file", "--cloud"]
+
+
+def test_a_test_mail_needs_a_relay_that_was_told() -> None:
+    (wrong,) = Given(options(test_to="a@contoso.com", no_start=True)).wrong
+    assert wrong.startswith("--test-to: ")
 
 
 def test_what_is_not_given_is_told_from_nothing() -> None:

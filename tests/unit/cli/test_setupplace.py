@@ -119,6 +119,19 @@ def test_files_come_whole_with_their_modes_and_a_copy_of_what_was_there(folder: 
     assert planned(folder)[1] == []
 
 
+def test_a_link_stays_one(folder: Path) -> None:
+    kept = folder.parent / "kept.toml"
+    (folder / "relayd.toml").rename(kept)
+    (folder / "relayd.toml").symlink_to(kept)
+    before = kept.read_bytes()
+    placed = put(*planned(folder))
+    assert (folder / "relayd.toml").is_symlink()
+    assert b"[upstream.contoso]" in kept.read_bytes()
+    placed.take_back()
+    assert (folder / "relayd.toml").is_symlink()
+    assert kept.read_bytes() == before
+
+
 def test_a_packaged_file_needs_no_copy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packaged = folder.parent / "packaged.toml"
     packaged.write_bytes((folder / "relayd.toml").read_bytes())
