@@ -28,6 +28,7 @@ from relayd.identity.tokens import Claims
 from relayd.net.http import pool
 from relayd.wayout import stamp
 
+SEND_AS_DENIED: Final = "ErrorSendAsDenied"
 _GRAPH_ID: Final = "00000003-0000-0000-c000-000000000000"
 _PROBE_S: Final = 20.0
 _SHOWN_SENDERS: Final = 5
@@ -74,7 +75,8 @@ class Permission:
         """Yield each step when it is done."""
         yield self._roles()
         yield from self._mailboxes()
-        yield from self._senders()
+        refused = list(self._refused_senders())
+        yield from refused or self._senders()
 
     def _roles(self) -> Step:
         name, claims = "roles", self._claims
@@ -266,6 +268,21 @@ class Permission:
             commands = advice.mailbox(self._names)
         do = row.advice or "Nothing: relayd tries again by itself. Ask once more in some minutes."
         return problem("mailbox", words, do, commands)
+
+    def _refused_senders(self) -> Iterator[Step]:
+        """Tell of each From that Exchange has refused already: its mail is held."""
+        for row in self._relay.holds(self._upstream.name):
+            if row.get("cause") != SEND_AS_DENIED:
+                continue
+            mailbox, sender = str(row.get("mailbox")), str(row.get("from"))
+            yield problem(
+                "senders",
+                f"{mailbox} may not send as {sender} (ErrorSendAsDenied); its mail is held and"
+                f" tried at {row.get('probe_at')}",
+                "Let it (takes up to an hour), or set `from` of the device to the mailbox; then"
+                f" relayd queue release --upstream {self._upstream.name}",
+                advice.send_as(names_of(self._upstream, self._claims), sender),
+            )
 
     def _senders(self) -> Iterator[Step]:
         """Name the other senders: whether Exchange lets them, no question can tell."""

@@ -88,6 +88,19 @@ def test_mail_held_for_a_denial_keeps_doctor_silent(
     assert sandbox.client.counts()["send_requests"] == asked
 
 
+def test_a_sender_that_is_refused_is_told_with_what_lets_it(
+    tmp_path: Path, sandbox: SandboxProcess
+) -> None:
+    upstream = sandbox.upstream_toml(allowed_senders=["ups@contoso.com"])
+    with RelayProcess(tmp_path / "relay", upstream) as relay:
+        told = relayd(relay, "send", "--to", "a@contoso.com", "--from", "ups@contoso.com", "--wait")
+        assert told[1]["state"] == "held"
+        wait_until(lambda: steps(relay)[1].get("senders", {}).get("state") == "problem")
+        code, found = steps(relay)
+    assert (code, found["mailbox"]["state"]) == (1, "ok")
+    assert "Add-RecipientPermission" in found["senders"]["commands"][-1]
+
+
 def test_a_secret_that_expired_is_told_by_doctor_and_by_the_running_relay(
     relay: RelayProcess, sandbox: SandboxProcess
 ) -> None:

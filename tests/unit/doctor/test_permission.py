@@ -278,6 +278,24 @@ def test_other_senders_are_left_to_a_real_mail(bench: Bench) -> None:
     assert [one.name for one in bench.steps()] == ["roles", "mailbox"]
 
 
+def test_a_sender_that_was_refused_already_is_a_problem_with_what_lets_it(bench: Bench) -> None:
+    relay = Running()
+    relay.held = (
+        {
+            "cause": "ErrorSendAsDenied",
+            "mailbox": BOX,
+            "from": "ups@contoso.com",
+            "probe_at": "2026-11-20T10:12:00Z",
+        },
+        {"cause": "ErrorQuotaExceeded", "mailbox": BOX, "from": BOX, "probe_at": ""},
+    )
+    bench.relay = relay
+    (step,) = [one for one in bench.steps() if one.name == "senders"]
+    assert step.state is State.PROBLEM
+    assert "may not send as ups@contoso.com" in step.text
+    assert "-Identity ups@contoso.com -Trustee alerts@contoso.com" in step.commands[-1]
+
+
 def test_names_come_from_the_token_where_it_has_them() -> None:
     assert names_of(UPSTREAM, CLAIMS).principal == PRINCIPAL
     assert names_of(UPSTREAM, Claims()).app == APP
