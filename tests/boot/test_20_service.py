@@ -38,11 +38,12 @@ def test_ten_reloads_under_load_refuse_and_break_nothing(
     full: Guest, lab: Lab, note: Callable[[str], None]
 ) -> None:
     pid = full.main_pid()
-    with Devices("reload", sessions=15) as devices:
+    with Devices("reload") as devices:
         for number in range(1, RELOADS + 1):
             name = f"relay-{number}.test"
             lab.configure(hostname=name, more=SIX)
-            done = lab.reload()
+            with devices.sources[number % 2].burst():
+                done = lab.reload()
             assert done.returncode == 0, done.stderr
             # Reloaded is reloaded for everybody, and at once.
             assert {banner(host) for host in ("127.0.0.1", "::1") * 4} == {name}
