@@ -23,7 +23,7 @@ signal.pause()'
 
 @pytest.fixture(scope="module", autouse=True)
 def installed(full: Guest, lab: Lab) -> None:
-    """relayd unconfigured, and somebody else at its port."""
+    """Relayd unconfigured, and somebody else at its port."""
     full.put("/etc/systemd/system/holder.service", HOLDER)
     full.run("systemctl", "enable", "--now", "holder")
     offer(full, "new")
