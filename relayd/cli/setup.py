@@ -139,7 +139,7 @@ class CannotGoOn(RelaydError):
 class Run:
     """One run of setup: looks before it asks, asks before it writes.
 
-    told: what --json prints.
+    is_new: the upstream is, so there is something to do at Microsoft. told: what --json prints.
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -148,6 +148,7 @@ class Run:
             options.no_input or options.json or options.secret_stdin
         )
         self.is_written = False
+        self.is_new = False
         self.told: dict[str, object] = {
             "changed": False, "files": [], "kept": [], "warnings": [],
             "running": "untouched", "doctor": "", "test": None,
@@ -189,6 +190,7 @@ class Run:
         """Return what is wanted, from options, from the terminal, and from what is there."""
         given, name = self._given(site)
         known = ("upstream", name)
+        self.is_new = not site.text(*known, "client_id")
         if self.is_asking:
             self._say(
                 f"This writes {site.config}. Enter takes what stands in [brackets];",
@@ -240,9 +242,10 @@ class Run:
 
     def _one(self, given: str, question: str, kind: Callable[[str], str], there: str) -> str:
         """Return an option's value, or what is answered, or what is there."""
-        if given:
-            return given
-        return setupask.ask(question, kind, there) if self.is_asking else there
+        if given or not self.is_asking:
+            return given or there
+        # What stands there stays possible, also what setup itself would not write.
+        return setupask.ask(question, lambda text: text if text == there else kind(text), there)
 
     def _cloud(self, site: Site, given: Given, there: str) -> str:
         if given.cloud:
@@ -299,12 +302,12 @@ class Run:
 
     def _explain_registration(self, tenant: str, cloud: str) -> None:
 
-        if self.is_asking and setupsteps.is_microsoft(cloud):
+        if self.is_asking and self.is_new and setupsteps.is_microsoft(cloud):
             self._say("", *setupsteps.registration(tenant, cloud), "")
 
     def _explain_permission(self, given: Given, client_id: str, mailbox: str, cloud: str) -> None:
 
-        if not self.is_asking or not setupsteps.is_microsoft(cloud):
+        if not self.is_asking or not self.is_new or not setupsteps.is_microsoft(cloud):
             return
         object_id = given.object_id
         if not object_id:
@@ -316,7 +319,7 @@ class Run:
 
     def _show_steps(self, answers: Answers) -> None:
         """Say all of it at once where nobody was asked."""
-        if self.is_asking or not setupsteps.is_microsoft(answers.cloud):
+        if self.is_asking or not self.is_new or not setupsteps.is_microsoft(answers.cloud):
             return
         names = Names(
             app_id=answers.client_id, object_id=self.options.object_id, mailbox=answers.mailbox

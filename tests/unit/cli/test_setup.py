@@ -148,11 +148,14 @@ def test_as_json_it_says_what_was_done(place: Place, capsys: pytest.CaptureFixtu
     assert (told["changed"], told["files"], told["running"]) == (False, [], "untouched")
 
 
-def test_a_later_change_says_only_what_is_new(place: Place) -> None:
+def test_a_later_change_says_only_what_is_new(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert place.flags() == 0
     assert place.setup("--no-input", "--mailbox", "new@contoso.com") == 0
     assert place.read()["upstream"]["contoso"]["mailbox"] == "new@contoso.com"
     assert place.read()["upstream"]["contoso"]["client_id"] == ID
+    assert capsys.readouterr().out.count("New-ManagementScope") == 1
 
 
 def test_a_secret_beside_what_changes_is_not_shown(
@@ -402,9 +405,16 @@ def test_what_is_there_is_proposed_and_enter_keeps_it(
 ) -> None:
     assert place.flags() == 0
     capsys.readouterr()
-    typed(*[""] * 6, secret="")
+    # Such a mailbox is nobody's address, and stays all the same.
+    text = place.config.read_text().replace(
+        '"alerts@contoso.com"', '"sender"\nallowed_senders = ["*@a.example"]', 1
+    )
+    place.config.write_text(text)
+    typed(*[""] * 5, secret="")
     assert place.setup() == 0
     out = capsys.readouterr().out
+    assert "Mailbox that sends everything [sender]: " in out
+    assert "New registration" not in out  # that is done
     assert "Tenant [contoso.onmicrosoft.com]: " in out
     assert "Networks" not in out
     assert f"unchanged: {place.config}" in out
