@@ -31,6 +31,7 @@ from tests.sandbox_client import Delivered, SandboxClient  # noqa: E402  found o
 MAILBOX = "alerts@contoso.com"
 SMTP_PORT = 2525
 INBOX_PORT = 8480
+ADMIN_PORT = 8025
 CONFIG = """\
 [server]
 hostname = "relay.demo.test"
@@ -48,6 +49,9 @@ url = "sqlite:///{folder}/spool/spool.db"
 
 [limits]
 min_free_disk = "16MiB"
+
+[admin]
+address = "127.0.0.1:{admin}"
 
 [cloud.sandbox]
 authority = "{base}"
@@ -194,6 +198,7 @@ def run(folder: Path, *, stay: bool, listen: str, port: int, networks: list[str]
     """Do it all; returns the exit code."""
     log = folder / "log"
     inbox = f"127.0.0.1:{INBOX_PORT if stay and is_free(INBOX_PORT) else 0}"
+    admin = ADMIN_PORT if stay and is_free(ADMIN_PORT) else free_port()
     words = ["sandbox", "--json", "--listen", "127.0.0.1:0", "--inbox", inbox]
     words += ["--state-dir", str(folder / "sandbox"), "--mailbox", MAILBOX]
     with process(*words, out=subprocess.PIPE, log=log) as sandbox:
@@ -202,11 +207,13 @@ def run(folder: Path, *, stay: bool, listen: str, port: int, networks: list[str]
         if not line:
             raise SystemExit(f"the sandbox did not start:\n{log.read_text()[-3000:]}")
         facts: dict[str, Any] = json.loads(line)
+        facts["admin"] = admin
         say(f"A Microsoft 365 on localhost: {facts['base']}  inbox page: {facts['inbox']}")
         config = folder / "relayd.toml"
         more = "".join(f', "{network}"' for network in networks)
         config.write_text(
             CONFIG.format(
+                admin=admin,
                 folder=folder, listen=listen, port=port, networks=more, mailbox=MAILBOX,
                 **{k: facts[k] for k in ("base", "ca_file", "tenant", "client_id")},
                 client_secret=facts["client_secret"],
@@ -234,6 +241,7 @@ def show_off(config: Path, facts: dict[str, Any], listen: str, port: int, *, sta
         else:
             say(f"Point a device at this machine, port {port}; mail for anybody is taken.")
         say(f"The inbox page: {facts['inbox']}   This relay: relayd status --config {config}")
+        say(f"What Prometheus reads: http://127.0.0.1:{facts['admin']}/metrics")
         with contextlib.suppress(KeyboardInterrupt):
             say("Ctrl-C stops it.")
             signal.pause()
