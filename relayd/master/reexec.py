@@ -94,6 +94,8 @@ class Reexec:
             return False
         said = self._preflight.said()
         self._preflight, self.deadline = None, math.inf
+        if self._house.phase is Phase.STOPPING:
+            return True  # who asked was told; new code would know nothing of the stop
         if status != 0:
             # 2: code from before `--preflight` does not know the words.
             code = os.waitstatus_to_exitcode(status)
@@ -106,7 +108,7 @@ class Reexec:
 
     def abandon(self) -> None:
         """Forget about it, because the relay stops."""
-        self.is_wanted = False
+        self.is_wanted, self.deadline = False, math.inf
         if self._preflight is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._preflight.pid, signal.SIGKILL)

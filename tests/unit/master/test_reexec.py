@@ -135,3 +135,23 @@ def test_what_this_code_counted_goes_on_being_counted(master: Master) -> None:
     assert isinstance(counted, int)
     assert state.retired["relayd_worker_restarts_total"] == {"": counted + 4}
     assert "relayd_workers" not in state.retired
+
+
+def test_a_stop_in_the_turn_in_which_the_look_ends_well_is_a_stop(master: Master) -> None:
+    reexec = master.arbiter._reexec
+    look_with(master, "pass")
+    reexec.begin()
+    preflight = reexec._preflight
+    assert preflight is not None
+    os.waitid(os.P_PID, preflight.pid, os.WEXITED | os.WNOWAIT)
+    master.arbiter.act_on(signal.SIGTERM)
+    master.until(master.arbiter._is_over)
+    assert not reexec.is_busy
+    assert "upgrade.replacing" not in master.log()
+
+
+def test_a_stop_leaves_no_deadline_that_would_keep_the_loop_spinning(master: Master) -> None:
+    reexec = master.arbiter._reexec
+    reexec.deadline = master.house.now() - 1.0
+    master.arbiter.act_on(signal.SIGTERM)
+    assert reexec.deadline == float("inf")
