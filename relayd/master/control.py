@@ -202,7 +202,12 @@ class Control:
         if frames:
             client.has_asked = True
             client.deadline = float("inf")
-            self._on_request(client, frames[0])
+            try:
+                self._on_request(client, frames[0])
+            except Exception:
+                # Else it would wait for ever, and keep one of the few places.
+                self.reply(client, refused("a bug in relayd; its log has the traceback"))
+                raise
 
     def _write(self, client: Client) -> None:
         try:

@@ -293,3 +293,27 @@ def test_a_client_of_before_a_re_exec_is_answered(house: House) -> None:
     assert Decoder().feed(theirs.recv(1000)) == [done({"a": 1})]
     theirs.close()
     assert house.clients == 0
+
+
+def test_a_bug_is_an_answer_too(tmp_path: Path) -> None:
+    class Broken(House):
+        def __init__(self, folder: Path) -> None:
+            super().__init__(folder)
+            self.control.close()
+            self.control = Control(listen(self.path), self.selector, _broken, clock=self.clock)
+
+    house = Broken(tmp_path)
+    with house.connect() as sock:
+        sock.sendall(encode({"v": 1, "command": "status"}))
+        with pytest.raises(ZeroDivisionError):
+            house.turn()
+        (reply,) = Decoder().feed(sock.recv(1000))
+        assert reply["ok"] is False
+        assert "a bug" in str(reply["error"])
+    assert house.clients == 0
+    house.control.close()
+    house.selector.close()
+
+
+def _broken(_client: Client, _request: dict[str, Json]) -> None:
+    raise ZeroDivisionError
