@@ -77,6 +77,7 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._listener: socket.socket | None = None
         self._clients: dict[_Client, None] = {}
+        self._asking = 0  # questions whose answer has not come, of clients that left too
         self._posted: collections.deque[Callable[[], None]] = collections.deque()
         self._wake_in, self._wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(self._wake_in, selectors.EVENT_READ, self._woken)
@@ -184,10 +185,19 @@ class Server:
             self._answer(client, refused.response)
             return
         client.with_body = request.method == "GET"
+        if self._asking >= MOST_CLIENTS:
+            # Who asks and leaves, over and over, must not fill the memory with questions.
+            self._answer(client, Response(503, b"too many questions at once\n"))
+            return
+        self._asking += 1
         self._go(client, State.ASKING)
         # Not read while it waits: what it sends meanwhile is its own trouble.
         self._selector.unregister(client.sock)
-        self._ask(request, lambda response: self.post(lambda: self._answer(client, response)))
+        self._ask(request, lambda response: self.post(lambda: self._answered(client, response)))
+
+    def _answered(self, client: _Client, response: Response) -> None:
+        self._asking -= 1
+        self._answer(client, response)
 
     def _answer(self, client: _Client, response: Response) -> None:
         if client not in self._clients or client.state not in (State.READING, State.ASKING):

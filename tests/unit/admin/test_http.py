@@ -121,3 +121,8 @@ def test_an_answer_to_head_is_the_same_without_its_body() -> None:
 
 def test_who_posts_is_told_what_is_allowed() -> None:
     assert b"Allow: GET, HEAD\r\n" in render(Response(405, b""), now=NOW)
+
+
+def test_a_header_full_of_spaces_costs_no_more_than_its_length() -> None:
+    octets = head("GET / HTTP/1.1", HOST, "A: x" + " " * 1_000_000 + "y", "Accept:  a  b \t ")
+    assert parse(octets).accept == "a  b"

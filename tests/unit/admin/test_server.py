@@ -293,3 +293,17 @@ def test_it_sleeps_no_longer_than_the_next_deadline(house: House) -> None:
     house.server.turn(1000.0)  # does not hang: somebody's time is up
     house.turn()
     assert house.server.is_listening
+
+
+def test_who_asks_and_leaves_piles_up_no_questions(house: House) -> None:
+    house.answers_at_once = False
+    for _ in range(MOST_CLIENTS):
+        reset(house.connect(ASKED))
+    last = house.connect(ASKED)
+    assert house.status(last) == 503
+    assert len(house.asked) == MOST_CLIENTS
+    for answer in house.answers:
+        answer(Response(200, b"fine\n"))
+    house.turn()
+    house.answers_at_once = True
+    assert house.status(house.connect(ASKED)) == 200
