@@ -307,9 +307,16 @@ class Flusher:
             for ticket, outcome in zip(batch, applied.outcomes, strict=True):
                 if ticket.is_waited_for:
                     self._answer(ticket, outcome if now < ticket.deadline else _TOO_LATE)
-                if ticket.outcome is _TOO_LATE and not isinstance(outcome, SpoolUnavailable):
-                    self._on_late(ticket.operation, outcome)
-            self._one_less(len(batch))
+            try:
+                self._tell_late(batch, applied.outcomes)
+            finally:
+                self._one_less(len(batch))
+
+    def _tell_late(self, batch: list[_Ticket], outcomes: Sequence[object]) -> None:
+        """Tell of what was done for nobody; every caller has its answer by now."""
+        for ticket, outcome in zip(batch, outcomes, strict=True):
+            if ticket.outcome is _TOO_LATE and not isinstance(outcome, SpoolUnavailable):
+                self._on_late(ticket.operation, outcome)
 
     def _answer(self, ticket: _Ticket, outcome: object) -> None:
         ticket.is_waited_for = False

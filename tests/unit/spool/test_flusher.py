@@ -309,3 +309,28 @@ def test_many_that_may_wait_wait_no_longer(disk: Disk, monkeypatch: pytest.Monke
     flusher.close()  # in a hurry itself
     gevent.joinall(many, timeout=LONG_S, raise_error=True)
     flusher.kill()
+
+
+def test_a_bug_in_hearing_of_the_late_keeps_no_answer_back(disk: Disk) -> None:
+    def broken(_operation: object, _outcome: object) -> None:
+        raise ValueError("a bug")
+
+    flusher = Flusher(
+        disk.apply,
+        clock=SYSTEM,
+        on_applied=lambda _applied: None,
+        on_late=broken,
+        wants_idle=lambda: False,
+        idle_work=lambda: None,
+    )
+    disk.may_go.clear()
+    flusher.post(Say("first"))
+    wait_until_it_runs(disk)
+    flusher.post(Say("nobody's"))  # as one whose caller was killed: told as late
+    waits = gevent.spawn(flusher.ask, Say("mine"))
+    gevent.idle()
+    disk.may_go.set()
+    assert waits.get(timeout=LONG_S) == "mine!"
+    with gevent.Timeout(LONG_S):
+        flusher.close()
+        flusher.kill()
