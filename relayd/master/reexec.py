@@ -48,6 +48,7 @@ class Reexec:
         self.is_wanted = False
         self._preflight: upgrade.Preflight | None = None
         self._askers: list[Client] = []
+        self._resumed: list[Client] = []  # asked the code before this; wait for the reload
         self._was = ""
 
     @property
@@ -112,25 +113,33 @@ class Reexec:
         if self._preflight is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._preflight.pid, signal.SIGKILL)
+        self._askers += self._resumed
+        self._resumed = []
         self._answer(refused("relayd is stopping", exit_code=UNAVAILABLE))
 
     def resumed(self, askers: Iterable[Client], was: str) -> None:
         """Go on as the new code: `was` is the version before, `askers` wait for `tell`."""
-        self._askers, self._was = list(askers), was
+        self._resumed, self._was = list(askers), was
 
     def tell(self, reload: Frame) -> None:
         """Answer who asked; reload: what the reload onto new workers was answered with."""
         versions: dict[str, Json] = {"from": self._was, "to": __version__, "pid": os.getpid()}
         result = reload.get("result")
         if reload.get("ok") is True and isinstance(result, dict):
-            self._answer(done(versions | result))
+            self._answer_resumed(done(versions | result))
             return
         problems = reload.get("problems")
         text = (
             f"relayd {__version__} leads now, but its workers do not start; the old ones serve on"
         )
         shown = [str(one) for one in problems] if isinstance(problems, list) else []
-        self._answer(refused(text, problems=shown))
+        self._answer_resumed(refused(text, problems=shown))
+
+    def _answer_resumed(self, reply: Frame) -> None:
+        """Answer those alone: who asked since then wants what is on disk by now."""
+        resumed, self._resumed = self._resumed, []
+        for client in resumed:
+            self._house.control.reply(client, reply)
 
     def _answer(self, reply: Frame) -> None:
         askers, self._askers = self._askers, []

@@ -155,3 +155,20 @@ def test_a_stop_leaves_no_deadline_that_would_keep_the_loop_spinning(master: Mas
     reexec.deadline = master.house.now() - 1.0
     master.arbiter.act_on(signal.SIGTERM)
     assert reexec.deadline == float("inf")
+
+
+def test_who_asks_while_new_workers_start_is_not_told_of_the_upgrade_before(
+    master: Master,
+) -> None:
+    reexec = master.arbiter._reexec
+    reexec.resumed([], "0.0.9")
+    reexec.ask(A_CLIENT)
+    reexec.tell(done({"generation": 2, "workers": 1}))
+    assert master.replies == []
+    assert reexec.is_wanted
+
+
+def test_who_waits_for_new_workers_at_a_stop_is_told(master: Master) -> None:
+    master.arbiter._reexec.resumed([A_CLIENT], "0.0.9")
+    master.arbiter.act_on(signal.SIGTERM)
+    assert master.replies[0]["exit"] == 69
