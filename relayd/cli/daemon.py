@@ -253,7 +253,7 @@ def add_stop(parser: argparse.ArgumentParser) -> None:
         "examples:\n"
         "  relayd stop\n"
         "  relayd stop --fast\n\n"
-        "Under systemd use `systemctl stop relayd`, or it is started again.\n"
+        "Under systemd `systemctl stop relayd` does the same.\n"
         "exit: 0 stopped, 69 was not running"
     )
     parser.set_defaults(act=stop)
