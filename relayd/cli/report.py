@@ -13,6 +13,7 @@ import io
 import json
 import os
 import platform
+import pwd
 import re
 import socket
 import subprocess
@@ -288,8 +289,9 @@ def _about() -> str:
     return "\n".join(lines)
 
 
-def _told(command: list[str]) -> str:
-    """Return what a program prints, or why it does not."""
+def _told(command: list[str], user: pwd.struct_passwd | None = None) -> str:
+    """Return what a program prints, or why it does not. user: as whom; None: as we are."""
+    groups = None if user is None else os.getgrouplist(user.pw_name, user.pw_gid)
     try:
         done = subprocess.run(
             command,
@@ -297,6 +299,9 @@ def _told(command: list[str]) -> str:
             capture_output=True,
             timeout=_RUN_S,
             check=False,
+            user=None if user is None else user.pw_uid,
+            group=None if user is None else user.pw_gid,
+            extra_groups=groups,
             env={**os.environ, "LC_ALL": "C.UTF-8", "SYSTEMD_COLORS": "0"},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -332,7 +337,8 @@ def _asked(config: str, command: str) -> str:
 def _queue(config: str) -> str:
     """Return what waits; by a process of its own, which becomes the spool's owner if it must."""
     words = ["queue", "list", "--limit", str(_QUEUE_ROWS), "--json", "--config", config]
-    return _told([sys.executable, "-m", "relayd", *words])
+    # SECURITY: -P, or a folder named relayd where root happens to stand would be run instead.
+    return _told([sys.executable, "-P", "-m", "relayd", *words])
 
 
 def _log(config: str, lines: int) -> str:
@@ -343,7 +349,10 @@ def _log(config: str, lines: int) -> str:
             # The words alone: each has its moment, and this host's name is nobody's business.
             ["journalctl", "-u", "relayd", "-n", str(lines), "--no-pager", "-o", "cat"]
         )
-    with open(path, "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_BYTES))
-        text = file.read(_LOG_BYTES).decode("utf-8", "backslashreplace")
+    from relayd.cli.doctor import service_user  # noqa: PLC0415  only here is it asked who it is
+
+    # SECURITY: read as the relay's user. The folder is its own: with root's rights a link laid
+    # there would put any file of this host into what is sent away, and a pipe would hold us up.
+    user = service_user(config) if os.geteuid() == 0 else None
+    text = _told(["tail", "-c", str(_LOG_BYTES), "--", path], user)
     return "\n".join(text.splitlines()[-lines:])

@@ -369,7 +369,9 @@ class Run:
     def _look_at_the_way_out(self, name: str) -> None:
         """Run doctor, which gives up root for good: so in a process of its own."""
         self._say("", "relayd doctor:")
-        command = [sys.executable, "-m", "relayd", "--config", self.options.config, "doctor", name]
+        # SECURITY: -P, or a folder named relayd where root happens to stand would be run instead.
+        itself = [sys.executable, "-P", "-m", "relayd"]
+        command = [*itself, "--config", self.options.config, "doctor", name]
         try:
             done = subprocess.run(
                 command,

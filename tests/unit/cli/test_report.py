@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import stat
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -16,6 +18,8 @@ from relayd.cli import report
 from relayd.master.frames import Frame, done
 from tests.control_socket import ControlSocket, pages, relayd
 
+NOBODY = 65_534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 FILED = "filed-secret-0123456789"
 CLEAR = "clear secret with blanks"
 IN_ENV = "env-secret-0123456789"
@@ -213,3 +217,48 @@ def test_a_part_that_fails_says_so_and_the_others_come_out() -> None:
     assert report._whatever(lambda: str(1 / 0)) == (
         "not to be had: ZeroDivisionError: division by zero"
     )
+
+
+@pytest.mark.slow(1)
+def test_nothing_is_run_from_the_folder_one_stands_in(
+    control: ControlSocket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trap = tmp_path / "where_root_stands"
+    (trap / "relayd").mkdir(parents=True)
+    (trap / "relayd/__init__.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\n")
+    monkeypatch.chdir(trap)
+    assert control.relayd("report", "--stdout") == 0
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.fixture
+def somebodys() -> Iterator[Path]:
+    """Give a folder of the relay's user, one that it can reach."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "state").mkdir()
+        os.chown(folder / "state", NOBODY, NOBODY)
+        yield folder
+
+
+@needs_root
+@pytest.mark.slow(1)
+def test_root_reads_the_log_as_the_relays_user(
+    somebodys: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, log = somebodys / "relayd.toml", somebodys / "state/relayd.log"
+    config.write_text(f'[server]\nstate_dir = "{somebodys}/state"\n[log]\nfile = "{log}"\n')
+    (somebodys / "roots").write_text("for-root-only\n")
+    (somebodys / "roots").chmod(0o600)
+    log.symlink_to(somebodys / "roots")
+    assert relayd("--config", str(config), "report", "--stdout") == 0
+    out = capsys.readouterr().out
+    assert "for-root-only" not in out
+    assert "Permission denied" in out
+    log.unlink()
+    log.write_text("written.by.the.relay\n")
+    log.chmod(0o640)
+    os.chown(log, NOBODY, NOBODY)
+    assert relayd("--config", str(config), "report", "--stdout") == 0
+    assert "written.by.the.relay" in capsys.readouterr().out

@@ -106,6 +106,7 @@ def test_by_options_it_is_written_taken_over_and_looked_at(
     assert (place.folder / "secrets/contoso").read_text() == f"{SECRET}\n"
     assert place.control.asked() == [{"command": "reload"}]
     (doctor,) = place.commands
+    assert doctor[:4] == [sys.executable, "-P", "-m", "relayd"]  # nothing of where root stands
     assert doctor[-2:] == ["doctor", "contoso"]
     out, err = capsys.readouterr()
     for wanted in (
