@@ -63,6 +63,10 @@ def network_of(text: str) -> tuple[str, str]:
 
 def conflict(loaded: Loaded, name: str, network: str) -> str:
     """Return why there cannot be such a device; "" when there can."""
+    # SECURITY: it becomes a file's name; with ../ in it that file would be anywhere.
+    complaint = rules.name(name)
+    if complaint:
+        return complaint
     new = ipaddress.ip_network(network)
     config, tree = loaded.config, loaded.tree
     for index, each in enumerate(config.device):

@@ -128,9 +128,18 @@ def test_what_cannot_be_is_refused_with_words_and_leaves_nothing(
     assert control.asked() == []
 
 
-def test_a_name_is_no_way_out_of_the_folder(control: ControlSocket, tmp_path: Path) -> None:
-    assert added(control, name="../evil") == 1
-    assert not (tmp_path / "evil.toml").exists()
+@pytest.mark.parametrize(
+    "name", ["../evil", "ups/evil", ".evil", "evil\nx = 1", "\N{PRINTER}", "\udcff", "-evil"]
+)
+def test_a_name_is_no_way_out_of_the_folder(
+    control: ControlSocket, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    # The folder is there: without it the system itself knows no way through it.
+    (tmp_path / "conf.d/ups").mkdir(parents=True)
+    assert added(control, f"--name={name}") == 1
+    assert "is no name" in capsys.readouterr().err
+    assert not [*tmp_path.rglob("*evil*"), *tmp_path.rglob(".evil*")]
+    assert control.asked() == []
 
 
 def test_a_file_that_is_there_is_left_alone(
