@@ -87,11 +87,14 @@ def add(options: argparse.Namespace, config: Config, file: UsersFile) -> int:
         password_hash=Secret(hash_password(password)),
     )
     try:
-        file.add(user)
+        is_added = file.add(user)
     except ConfigError as error:  # the file was readable a moment ago: it is what was asked for
         for one in error.problems:
             terminal.complain(one.removeprefix(f"{path_in(config)}: "))
         return _WRONG_USAGE
+    if not is_added:
+        terminal.complain(f"user {user.name} was added meanwhile by somebody else")
+        return command_line.FAILED
     return _told(options, password, "added")
 
 
@@ -251,6 +254,9 @@ def _asked_twice() -> str:
         again = getpass.getpass("Again: ")
     except EOFError:
         again = password = ""
+    except UnicodeDecodeError:
+        terminal.complain("that is no text in this terminal's encoding; nothing changed")
+        raise SystemExit(command_line.FAILED) from None
     if again != password:
         terminal.complain("the two differ; nothing changed")
         raise SystemExit(command_line.FAILED)

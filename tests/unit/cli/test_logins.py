@@ -163,6 +163,18 @@ def test_the_end_of_the_terminal_changes_nothing(
     assert site.users() == {}
 
 
+def test_octets_the_terminal_cannot_mean_are_refused_in_words(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def typed(_: str) -> str:
+        return b"caf\xe9".decode("utf-8")
+
+    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr("relayd.cli.logins.getpass.getpass", typed)
+    assert site.run("add", "nas") == 1
+    assert "no text" in capsys.readouterr().err
+
+
 def test_without_a_terminal_the_ways_to_give_a_password_are_named(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +233,16 @@ def test_a_name_is_taken_once(site: Site, capsys: pytest.CaptureFixture[str]) ->
     assert site.run("add", "nas", "--generate") == 1
     assert "relayd user passwd nas" in capsys.readouterr().err
     assert site.file.read_text() == before
+
+
+def test_a_name_that_somebody_else_took_meanwhile_is_not_told_as_added(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("relayd.access.users.UsersFile.add", lambda *_: False)
+    assert site.run("add", "nas", "--generate") == 1
+    out, err = capsys.readouterr()
+    assert "was added meanwhile" in err
+    assert "password" not in out
 
 
 def test_passwd_changes_the_password_and_nothing_else(
