@@ -58,7 +58,12 @@ def answers(config: str, request: Frame) -> Iterator[Frame]:
 def become_owner(path: str) -> None:
     """Leave root behind for good; exits with words when the spool is not ours to read."""
     try:
-        owner = os.stat(path)
+        os.stat(path)
+        # SECURITY: whose the name is, not what it leads to: its folder is the relay's, and a link
+        # laid there to a file of root's, or a file that became root's, would leave us root.
+        owner = os.lstat(path)
+        if owner.st_uid == 0:
+            owner = os.stat(os.path.dirname(path))
     except FileNotFoundError:
         terminal.complain(f"relayd is not running, and there is no spool yet at {path}")
         raise SystemExit(command_line.UNAVAILABLE) from None

@@ -236,6 +236,26 @@ def test_root_becomes_the_owner_for_good_before_anything_is_opened(
 
 
 @needs_root
+@pytest.mark.parametrize("is_link", [True, False])
+def test_a_file_of_roots_in_the_relays_folder_keeps_nobody_root(
+    stopped: Stopped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_link: bool
+) -> None:
+    spool = stopped.folder / "spool.db"
+    stopped.give_to(NOBODY)
+    if is_link:
+        spool.rename(tmp_path / "roots.db")
+        os.chown(tmp_path / "roots.db", 0, 0)
+        spool.symlink_to(tmp_path / "roots.db")
+        os.chown(spool, NOBODY, NOBODY, follow_symlinks=False)
+    else:
+        os.chown(spool, 0, 0)
+    called: list[Sequence[object]] = []
+    monkeypatch.setattr(os, "setresuid", lambda *given: called.append(given))
+    offline.become_owner(str(spool))
+    assert called == [(NOBODY, NOBODY, NOBODY)]
+
+
+@needs_root
 @pytest.mark.slow(2)
 @pytest.mark.parametrize("crashed", [False, True])
 def test_what_root_reads_leaves_no_file_of_root(
