@@ -146,16 +146,25 @@ def service_user(config: str) -> pwd.struct_passwd | None:
     """
     state_dir, _ = daemon.setting_of(config, "server", "state_dir", Server().state_dir)
     try:
-        owner = os.stat(state_dir).st_uid
+        owner = os.stat(state_dir)
     except OSError:
-        owner = 0
+        owner = None
     is_installed = os.path.abspath(config).startswith(f"{INSTALLED}/")
+    if owner is not None and owner.st_uid:
+        return _by_number(owner)
     try:
-        if owner:
-            return pwd.getpwuid(owner)
         return pwd.getpwnam(SERVICE_USER) if is_installed else None
     except KeyError:
         return None
+
+
+def _by_number(owner: os.stat_result) -> pwd.struct_passwd:
+    uid, gid = owner.st_uid, owner.st_gid
+    try:
+        return pwd.getpwuid(uid)
+    except KeyError:
+        # SECURITY: of a container, which nobody named; that is no reason to stay root.
+        return pwd.struct_passwd((str(uid), "x", uid, gid, "", "/", ""))
 
 
 # ---- the running relay

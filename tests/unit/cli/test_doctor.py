@@ -221,11 +221,29 @@ def test_the_relays_user_is_who_owns_its_state(
     assert service_user(str(config)) == nobody
 
 
+def test_a_user_without_a_name_is_a_user_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "relayd.toml"
+    config.write_text(f'[server]\nstate_dir = "{tmp_path}/state"\n')
+    true_stat, state = os.stat, f"{tmp_path}/state"
+    monkeypatch.setattr(
+        os, "stat", lambda path: Owned(NAMELESS, 7) if path == state else true_stat(path)
+    )
+    found = service_user(str(config))
+    assert found is not None
+    assert (found.pw_uid, found.pw_gid) == (NAMELESS, 7)
+
+
 class Owned:
     """What stat says of a folder, as far as anybody asks."""
 
-    def __init__(self, uid: int) -> None:
+    def __init__(self, uid: int, gid: int = 0) -> None:
         self.st_uid = uid
+        self.st_gid = gid
+
+
+NAMELESS = 3_999_999_999
 
 
 def test_an_installed_relay_has_a_user_of_its_own(
