@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import fcntl
 import grp
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -30,6 +33,8 @@ from relayd.errors import ConfigError
 
 _GROUP: Final = "relayd"
 _STAGE: Final = ".setup-"
+_STAGE_NAME: Final = re.compile(r"\.setup-[0-9a-f]{16}")
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ENDS: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
 
@@ -58,15 +63,33 @@ def judged(site: Site, drafts: Sequence[Draft]) -> tuple[list[str], list[str]]:
 def _stage(folder: str) -> Iterator[str]:
     os.makedirs(folder, mode=0o755, exist_ok=True)
     for name in os.listdir(folder):
-        if name.startswith(_STAGE):  # of one that was killed
-            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        if _STAGE_NAME.fullmatch(name):
+            _clear(os.path.join(folder, name))
     stage = os.path.join(folder, f"{_STAGE}{secrets.token_hex(8)}")
     # SECURITY: the secret lies in it for as long as the check takes.
     os.mkdir(stage, 0o700)
+    descriptor = os.open(stage, _FOLDER)
     try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _clear(stage: str) -> None:
+    """Remove the stage of a run that was killed; one that is at work has it locked."""
+    try:
+        descriptor = os.open(stage, _FOLDER)
+    except OSError:
+        return  # gone, or not ours
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(stage, ignore_errors=True)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(descriptor)
 
 
 def _lay(stage: str, folder: str, draft: Draft) -> None:
@@ -118,17 +141,33 @@ class Placed:
 
 
 def put(site: Site, drafts: Sequence[Draft]) -> Placed:
-    """Put every file in place. raises: OSError - and everything is as it was."""
+    """Put every file in place. raises: OSError, KeyboardInterrupt - and all is as it was."""
     placed = Placed()
     with _undisturbed():
         try:
+            _look_unchanged(drafts)
             for draft in drafts:
                 _put(site, draft, placed)
         except OSError:
             with contextlib.suppress(OSError):
                 placed.take_back()
             raise
+        if signal.sigpending() & _ENDS:  # it ends us right below, before anybody hears of it
+            placed.take_back()
     return placed
+
+
+def _look_unchanged(drafts: Sequence[Draft]) -> None:
+    """Raise OSError where somebody else wrote since we looked: minutes, if questions were asked."""
+    for draft in drafts:
+        try:
+            with open(draft.path, "rb") as file:
+                there = file.read()
+        except FileNotFoundError:
+            there = None
+        if there != draft.before:
+            words = "somebody else changed it meanwhile; say it again"
+            raise OSError(errno.EBUSY, words, draft.path)
 
 
 def _put(site: Site, draft: Draft, placed: Placed) -> None:

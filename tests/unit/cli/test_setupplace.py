@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from relayd.cli import files, setupplan
+from relayd.check import Checked, check
+from relayd.cli import files, setupplace, setupplan
 from relayd.cli.setupplace import judged, owner_of, put
 from relayd.cli.setupplan import Answers, Draft, Site, look, plan
 
@@ -98,11 +99,42 @@ def test_a_secret_named_by_its_whole_path_is_judged_with_its_new_value(folder: P
 
 
 def test_leftovers_of_a_killed_run_go(folder: Path) -> None:
-    stale = folder / ".setup-1234"
+    stale = folder / ".setup-0123456789abcdef"
     (stale / "secrets").mkdir(parents=True)
     (stale / "secrets/contoso").write_text("s")
+    (folder / ".setup-notes").mkdir()
     judged(*planned(folder))
     assert not stale.exists()
+    assert (folder / ".setup-notes").exists(), "not ours"
+
+
+def test_a_run_at_work_beside_keeps_its_stage(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, drafts = planned(folder)
+    begun: list[str] = []
+
+    def check_beside(config: str) -> Checked:
+        if not begun:
+            begun.append(config)
+            assert judged(site, drafts)[0] == []
+            assert Path(config).exists()
+        return check(config)
+
+    monkeypatch.setattr(setupplace, "check", check_beside)
+    assert judged(site, drafts)[0] == []
+    assert begun
+
+
+def test_what_somebody_else_wrote_meanwhile_is_not_lost(folder: Path) -> None:
+    site, drafts = planned(folder)
+    with (folder / "relayd.toml").open("a") as file:
+        file.write("# mine\n")
+    before = snapshot(folder)
+    with pytest.raises(OSError, match="somebody else changed it meanwhile"):
+        put(site, drafts)
+    assert snapshot(folder) == before
+    assert not (folder / "secrets").exists()
 
 
 def test_files_come_whole_with_their_modes_and_a_copy_of_what_was_there(folder: Path) -> None:
@@ -165,9 +197,10 @@ def test_a_write_that_fails_leaves_everything_as_it_was(
     assert snapshot(folder) == before
 
 
-def test_ctrl_c_waits_until_all_of_it_is_written(
+def test_ctrl_c_while_it_is_written_leaves_everything_as_it_was(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = snapshot(folder)
     make_folder = files.make_folder
 
     def pressed(path: str, owner: files.Owner) -> bool:
@@ -179,7 +212,7 @@ def test_ctrl_c_waits_until_all_of_it_is_written(
     site, drafts = planned(folder)
     with pytest.raises(KeyboardInterrupt):
         put(site, drafts)
-    assert planned(folder)[1] == []
+    assert snapshot(folder) == before  # which is what setup says then
 
 
 @needs_root
