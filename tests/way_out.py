@@ -25,7 +25,8 @@ def tunnelling(heads: list[bytes]) -> Script:
         port = int(head.split(b" ")[1].rpartition(b":")[2])
         with socket.create_connection(("127.0.0.1", port), timeout=10) as there:
             talk.say(OPEN)
-            _pump(talk.sock, there)
+            with contextlib.suppress(ValueError):  # the test is over: its socket has no number
+                _pump(talk.sock, there)
 
     return script
 
