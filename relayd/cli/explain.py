@@ -154,6 +154,9 @@ def explain(options: argparse.Namespace) -> int:
     """Say what a code means."""
     code = " ".join(options.code)
     found = meanings(code)
+    for one in options.code:
+        if not one[:1].isdigit():  # "550 5.7.1" is one code, a number alone would be others
+            found += [row for row in meanings(one) if row not in found]
     if options.json:
         terminal.print_json([{"code": c, "meaning": m, "do": d} for c, m, d in found])
         return command_line.OK if found else command_line.FAILED

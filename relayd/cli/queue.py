@@ -39,7 +39,7 @@ _FILTERS: Final = ("state", "to", "from_", "device", "upstream", "message_id", "
 
 _EXITS: Final[Mapping[str, str]] = {
     "filters": "exit: 0 shown, 69 not running and no spool to read",
-    "id": "exit: 0 done, 1 no such message, 69 not running",
+    "id": "exit: 0 done, 1 no such message, 2 wrong usage, 69 not running",
     "both": "exit: 0 done, 1 no such message, or not in a state for it, or not confirmed,\n"
     "      69 not running, 75 the spool cannot be written now",
 }
@@ -305,7 +305,7 @@ def _print_delivery(row: Frame) -> None:
         ("state", f"{row.get('state')}" + (f" ({row['held_by']})" if row.get("held_by") else "")),
         ("why", str(row.get("why") or "")),
         ("do", str(row.get("do") or "")),
-        ("from", str(row.get("from") or "<> (a report)")),
+        ("from", str(row.get("from") or "<> (none given)")),
         ("to", ", ".join(str(one) for one in _list(row.get("to")))),
         ("through", f"{row.get('upstream')}, mailbox {row.get('mailbox')}"),
         ("device", str(row.get("user") or row.get("device") or "")),

@@ -111,7 +111,7 @@ def _first_submitter(options: argparse.Namespace) -> str:
                 return str(row.get("name"))
     terminal.complain(
         "no [[device]] and no [[user]] is configured: nobody may send;"
-        " add a [[device]] to relayd.toml, then relayd reload"
+        " next step: relayd setup, or relayd device add"
     )
     raise SystemExit(command_line.FAILED)
 

@@ -225,7 +225,9 @@ class Run:
         if not self.is_asking:
             wrong += [f"{each}: is missing" for each in self._missing(site, name)]
         if wrong:
-            raise CannotGoOn("these options cannot be used:", *wrong, code=_WRONG_USAGE)
+            raise CannotGoOn(
+                "these options are missing or cannot be used:", *wrong, code=_WRONG_USAGE
+            )
         return given, name
 
     def _missing(self, site: Site, name: str) -> Iterator[str]:

@@ -146,7 +146,7 @@ def _remedy(trouble: OSError) -> str:
     if isinstance(trouble, FileNotFoundError):
         return "name another with --config FILE, or begin with the example in conf/relayd.toml"
     if isinstance(trouble, PermissionError):
-        return "run this as root, or give group relayd the right to read it (chmod 640)"
+        return "run this with sudo; the relay itself needs it readable by group relayd (chmod 640)"
     return "name a readable file with --config FILE"
 
 

@@ -176,7 +176,7 @@ class Connection:
             )
             silent = "; ".join(f"{where}: {why}" for where, why in found.silent[:6])
             if not found.answered:
-                failed.append(f"{place} port {place.port} ({silent or 'no address'})")
+                failed.append(f"{place.host} port {place.port} ({silent or 'no address'})")
             else:
                 also = f", not {silent}" if silent else ""
                 count = len(found.answered)

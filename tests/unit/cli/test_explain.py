@@ -99,6 +99,18 @@ def test_a_status_that_needs_its_code_names_the_codes(capsys: pytest.CaptureFixt
     assert "the code beside it says more: ErrorMimeContent" in capsys.readouterr().out
 
 
+def test_of_two_codes_both_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert relayd("explain", "ErrorAccessDenied", "AADSTS7000215") == 0
+    out = capsys.readouterr().out
+    assert "ErrorAccessDenied: " in out
+    assert out.count("AADSTS7000215: ") == 1
+
+
+def test_a_reply_of_two_words_is_one_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert relayd("explain", "550", "5.7.1", "Recipient", "not", "allowed") == 0
+    assert re.findall(r"(?m)^\d{3} \S+", capsys.readouterr().out) == ["550 5.7.1:"]
+
+
 def test_several_meanings_are_apart(capsys: pytest.CaptureFixture[str]) -> None:
     assert relayd("explain", "550") == 0
     assert len(re.findall(r"(?m)^550 ", capsys.readouterr().out)) == 2

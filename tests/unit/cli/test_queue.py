@@ -188,7 +188,7 @@ def test_show_of_a_report_and_a_subject(
     )
     assert run(control, "show", ID) == 0
     out = capsys.readouterr().out
-    for words in ("no Message-ID", "subject Full", "<> (a report)", "held (operator)", "c@x: no"):
+    for words in ("no Message-ID", "subject Full", "<> (none given)", "held (operator)", "c@x: no"):
         assert words in out
 
 

@@ -225,7 +225,9 @@ def test_without_any_device_nobody_may_send(
 ) -> None:
     control.answers["devices"] = pages({"devices": []})
     assert run(control) == 1
-    assert "nobody may send" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "nobody may send" in told
+    assert "next step: relayd setup" in told
 
 
 def test_when_nobody_is_there_it_says_how_to_start(

@@ -190,6 +190,7 @@ def test_what_is_missing_is_listed_where_nobody_can_be_asked(
 ) -> None:
     assert place.setup("--authority", "https://x", "--listen", "nowhere") == 2
     err = capsys.readouterr().err
+    assert "relayd: these options are missing or cannot be used:\n" in err
     for option in ("--tenant", "--client-id", "--mailbox", "--secret-file or --secret-stdin"):
         assert f"  {option}: is missing\n" in err
     assert "  --graph: is missing\n" in err

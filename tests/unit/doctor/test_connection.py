@@ -92,8 +92,10 @@ def test_a_name_that_cannot_be_looked_up_ends_it_at_dns() -> None:
 
 
 def test_a_port_that_is_closed_ends_it_at_tcp() -> None:
-    steps = run(cloud(f"https://127.0.0.1:{free_port()}"))
+    port = free_port()
+    steps = run(cloud(f"https://127.0.0.1:{port}"))
     assert steps["tcp"].state is State.PROBLEM
+    assert f"127.0.0.1 port {port} (" in steps["tcp"].text
     assert "Connection refused" in steps["tcp"].text
     assert steps["tcp"].commands[0].startswith("curl -v --max-time 10 https://127.0.0.1:")
     assert steps["tls"].text == "tcp comes first"
