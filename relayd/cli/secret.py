@@ -171,6 +171,8 @@ def _value(options: argparse.Namespace) -> str:
             octets = getpass.getpass("Secret (not shown): ").encode()
         except EOFError:
             octets = b""
+        except UnicodeError:
+            octets = b"\xff"  # refused below, in words
     else:
         terminal.complain("no terminal to ask on; use --stdin")
         raise SystemExit(_WRONG_USAGE)
@@ -362,12 +364,17 @@ def _used_by(config: str) -> dict[Kept, list[str]]:
     tree = read.read(config)
     for trouble in tree.found:
         terminal.complain(trouble)
+    folder = folder_of(config)
     found: dict[Kept, list[str]] = {}
     for where, key, value in _texts(tree.data, ""):
         if key.endswith("_credential"):
             kept = Kept(value, "systemd", _credential(value))
-        elif key.endswith("_file") and any(word in key for word in _SECRET_KEYS):
-            path = os.path.join(os.path.dirname(os.path.abspath(config)), value)
+        elif key.endswith("_file"):
+            path = os.path.normpath(os.path.join(os.path.dirname(folder), value))
+            # Whatever is called otherwise may lie there too: a certificate with its key.
+            is_ours = os.path.dirname(path) == folder
+            if not is_ours and not any(word in key for word in _SECRET_KEYS):
+                continue
             kept = Kept(os.path.basename(value), "file", path)
         else:
             continue
@@ -391,6 +398,8 @@ def _texts(data: object, where: str) -> Iterator[tuple[str, str, str]]:
 
 def delete(options: argparse.Namespace) -> int:
     """Remove a secret nobody uses."""
+    from relayd.config import read  # noqa: PLC0415
+
     mine = [kept for kept in _kept(options.config) if kept.name == options.name]
     if not mine:
         terminal.complain(f"no secret named {options.name}; relayd secret list shows them")
@@ -403,12 +412,18 @@ def delete(options: argparse.Namespace) -> int:
             " refused; take it out there first, or --force"
         )
         return command_line.FAILED
+    if not options.force and read.read(options.config).found:
+        terminal.complain(
+            f"so nobody can tell who uses {options.name}; mend that first, or --force"
+        )
+        return command_line.FAILED
     for kept in mine:
-        files.remove(kept.path)
         if kept.store == "systemd":
+            # First: a drop-in that names what is gone keeps the unit from starting.
             if os.path.exists(_dropin(kept.name)):
                 files.remove(_dropin(kept.name))
             _run(["systemctl", "daemon-reload"], b"")
+        files.remove(kept.path)
     if options.json:
         terminal.print_json({"name": options.name, "files": [kept.path for kept in mine]})
     else:

@@ -101,6 +101,15 @@ def _no_more(_prompt: str) -> str:
     raise EOFError
 
 
+def test_octets_the_terminal_cannot_mean_are_refused_in_words(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr("getpass.getpass", lambda _: b"caf\xe9".decode("utf-8"))
+    assert run(config, "set", "contoso") == 1
+    assert "no text" in capsys.readouterr().err
+
+
 def test_an_end_of_input_is_an_empty_secret(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr("getpass.getpass", _no_more)
@@ -287,6 +296,39 @@ def test_a_secret_in_use_is_not_deleted_by_mistake(
     assert run(config, "delete", "contoso", "--force", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"name": "contoso", "files": [str(path)]}
     assert run(config, "delete", "contoso") == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'client_secret_file = "./secrets/kept"',
+        'client_secret_file = "{folder}/conf.d/../secrets/kept"',
+        'certificate_file = "secrets/kept"',
+        'client_secret_file = "secrets/kept',  # cannot be read at all
+    ],
+)
+def test_however_the_configuration_names_it_it_is_not_deleted_by_mistake(
+    config: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    given(monkeypatch, VALUE.encode())
+    run(config, "set", "kept", "--stdin")
+    config.write_text(f"[upstream.contoso]\n{line.format(folder=config.parent)}\n")
+    assert run(config, "delete", "kept") == 1
+    assert (config.parent / "secrets/kept").exists()
+    assert run(config, "delete", "kept", "--force") == 0
+
+
+@as_root
+def test_a_deletion_that_fails_half_way_leaves_a_unit_that_starts(
+    config: Path, systemd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given(monkeypatch, VALUE.encode())
+    assert run(config, "set", "old", "--stdin", "--systemd") == 0
+    (systemd / "systemctl").write_text("#!/bin/sh\nexit 1\n")
+    assert run(config, "delete", "old") == 1
+    # A drop-in that names a credential which is gone would keep it from starting.
+    assert not (config.parent / "units/relayd.service.d/secret-old.conf").exists()
+    assert (config.parent / "credstore/relayd.old").exists()
 
 
 def test_a_broken_configuration_does_not_keep_a_secret_out(
