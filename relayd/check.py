@@ -197,7 +197,10 @@ def _ca_problems(config: Config) -> Iterator[Problem]:
             with open(file, "rb") as opened:
                 is_pem = b"-----BEGIN CERTIFICATE-----" in opened.read(4_194_304)
         except OSError as trouble:
-            yield Problem(path, f"{file} cannot be read ({trouble.strerror}); name a PEM file")
+            advice = "name a PEM file"
+            if isinstance(trouble, PermissionError):
+                advice = "the relay's own user must be able to: copy it to /etc/relayd/tls"
+            yield Problem(path, f"{file} cannot be read ({trouble.strerror}); {advice}")
         else:
             if not is_pem:
                 yield Problem(path, f"{file} holds no certificate; name a PEM file")

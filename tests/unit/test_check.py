@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import IO, Any
 
 import pytest
 
@@ -206,6 +208,21 @@ MOUNTS = r"""22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
 )
 def test_the_last_and_longest_mount_tells_the_kind(path: str, kind: str) -> None:
     assert kind_of_mount(path, MOUNTS) == kind
+
+
+def test_a_ca_file_the_relay_may_not_read_says_where_to_put_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(file: str, *how: Any, **more: Any) -> IO[Any]:
+        if file == "/root/ca.pem":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return Path(file).open(*how, **more)
+
+    path = put(folder, '[http]\nca_file = "/root/ca.pem"')
+    monkeypatch.setattr("relayd.check.open", refused, raising=False)
+    (told,) = problems_of(path)
+    assert "/root/ca.pem cannot be read (Permission denied)" in told
+    assert "copy it to /etc/relayd/tls" in told
 
 
 @pytest.mark.parametrize(
