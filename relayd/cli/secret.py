@@ -158,7 +158,8 @@ def set_(options: argparse.Namespace) -> int:
     if users:
         print(terminal.safe(f"used by {', '.join(users)}; have it taken over: {then}"))
     else:
-        print(terminal.safe(f"put this under [upstream.NAME], then {then}:\n  {line}"))
+        print(terminal.safe(f"put this under [upstream.NAME], then {then}:"))
+        print(terminal.safe(f"  {line}"))
     return command_line.OK
 
 

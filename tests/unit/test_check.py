@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
@@ -213,7 +213,7 @@ def test_the_last_and_longest_mount_tells_the_kind(path: str, kind: str) -> None
 def test_a_ca_file_the_relay_may_not_read_says_where_to_put_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(file: str, *how: Any, **more: Any) -> IO[Any]:
+    def refused(file: str, *how: Any, **more: Any) -> Any:
         if file == "/root/ca.pem":
             raise PermissionError(errno.EACCES, "Permission denied")
         return Path(file).open(*how, **more)

@@ -174,6 +174,16 @@ def test_who_may_not_write_there_is_told_before_anything_is_asked(
     assert "sudo" in capsys.readouterr().err
 
 
+def test_the_line_to_write_stands_on_a_line_of_its_own(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given(monkeypatch, VALUE.encode())
+    assert run(config, "set", "spare", "--stdin") == 0
+    told, line = capsys.readouterr().out.splitlines()[-2:]
+    assert told.endswith("relayd reload:")
+    assert line == f'  client_secret_file = "{config.parent}/secrets/spare"'
+
+
 # ---- systemd
 
 
