@@ -21,7 +21,7 @@ from typing import Final
 
 from relayd.cli.devicefile import Network
 from relayd.cli.tomledit import CannotEdit, Change, changed, render, value_at
-from relayd.config import read
+from relayd.config import read, rules
 from relayd.config.places import Path
 from relayd.config.read import Tree
 from relayd.errors import ConfigError
@@ -224,6 +224,8 @@ def listen_for(site: Site, networks: Sequence[str]) -> tuple[str, ...]:
     returns: () where several listeners leave it open which is meant.
     """
     there = site.listeners() if site.rows("listener") else LOCAL
+    if any(not address or rules.host_port(address) for address in there):
+        return there  # no address at all: `check` says so
     hosts = [address.rpartition(":")[0].strip("[]") for address in there]
     is_local = all(ipaddress.ip_address(host).is_loopback for host in hosts)
     if there and is_local and not all(ipaddress.ip_network(each).is_loopback for each in networks):

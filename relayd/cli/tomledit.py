@@ -101,9 +101,11 @@ def _wanted(before: dict[str, object], change: Change) -> object:
     at = after
     for part in change.table:
         if isinstance(at, list):
+            if not isinstance(part, int) or part > len(at):
+                break  # [[upstream]] where [upstream.NAME] belongs
             if part == len(at):
                 at.append({})
-            at = at[int(part)]
+            at = at[part]
         elif isinstance(at, dict):
             has_rows = change.table[-1:] and isinstance(change.table[-1], int)
             fresh: object = [] if has_rows and part == change.table[-2] else {}

@@ -265,3 +265,10 @@ def test_a_secret_is_there_in_any_form(tmp_path: Path, text: str, *, expected: b
     (tmp_path / "relayd.toml").write_text(text)
     (tmp_path / "kept").write_text("s")
     assert look(str(tmp_path / "relayd.toml")).has_secret("contoso") is expected
+
+
+@pytest.mark.parametrize("text", ["", "localhost:25", "25"])
+def test_an_address_that_is_none_is_left_for_check_to_name(tmp_path: Path, text: str) -> None:
+    config = tmp_path / "relayd.toml"
+    config.write_text(f'[[listener]]\naddress = ["{text}"]\n')
+    assert listen_for(look(str(config)), ("192.168.10.0/24",)) == (text,)

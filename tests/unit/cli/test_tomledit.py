@@ -93,6 +93,19 @@ def test_what_is_not_understood_is_refused_with_the_line_to_write(
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "change"),
+    [
+        ('[[upstream]]\nname = "contoso"\n', Change(("upstream", "contoso"), "tenant", "t")),
+        ('upstream = "contoso"\n', Change(("upstream", "contoso"), "tenant", "t")),
+        ("", Change(("listener", 1), "name", "lan")),
+    ],
+)
+def test_a_table_of_another_kind_is_refused_in_words(text: str, change: Change) -> None:
+    with pytest.raises(CannotEdit, match="is no table"):
+        changed(text, [change])
+
+
 def test_values_are_written_so_that_toml_reads_them_back() -> None:
     for value in ("", 'a"b\\', "ä \t", ["a", "b"], []):
         assert tomllib.loads(f"k = {render(value)}")["k"] == value
