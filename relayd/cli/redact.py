@@ -20,7 +20,7 @@ import json
 import re
 from collections.abc import Iterable
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 HIDDEN: Final = "***"
 _SHORTEST: Final = 4
@@ -28,7 +28,7 @@ _SHORTEST: Final = 4
 
 _NAMES: Final = (
     r"(?:[\w-]*(?:secret|passw(?:or)?d|passphrase|authorization|assertion|cookie|api_?key"
-    r"|private_?key|password_hash|encryption_key)[\w-]*|(?:access_|refresh_|id_)?token|sas|sig|pwd)"
+    r"|private_?key|access_?key|account_?key|password_hash|encryption_key)[\w-]*|(?:access_|refresh_|id_)?token|sas|sig|pwd)"
 )
 _SHAPES: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (
@@ -42,10 +42,11 @@ _SHAPES: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (re.compile(r"(?i)\b(AUTH\s+[A-Z0-9-]+)\s+[^\s|\"\\]+"), rf"\1 {HIDDEN}"),
     (re.compile(r"\$(?:argon2[a-z]*|2[aby]|[156]|y)\$[^\s\"']+"), HIDDEN),
     (re.compile(r"[A-Za-z0-9_~.-]{3}\dQ~[A-Za-z0-9_~.-]{20,}"), HIDDEN),  # Entra's client secrets
-    (re.compile(r"(\w+://)[^\s/@\"']+@"), rf"\1{HIDDEN}@"),
+    (re.compile(r"(\w+://)[^\s/\"']+@"), rf"\1{HIDDEN}@"),  # a password may have an @ in it
+    (re.compile(r"(?i)\b((?:set-)?cookie\s*:\s*)[^\n|\"]+"), rf"\1{HIDDEN}"),
     (
         re.compile(
-            rf"(?i)(\b{_NAMES}[\"']?\s*[=:]\s*)(\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s\"',;&}}\]]+)"
+            rf"(?i)(\b{_NAMES}[\"']?\s*[=:]\s*)(\"(?:[^\"\\]|\\.)*\"|'[^']*'|\[[^\]]*\]|[^\s\"'}}\]]+)"
         ),
         rf"\1{HIDDEN}",
     ),
@@ -142,7 +143,7 @@ def _forms(secret: str) -> Iterable[str]:
     """Return a secret as it may stand in a text."""
     octets = secret.encode("utf-8", "surrogateescape")
     yield secret
-    yield quote(secret, safe="")
+    yield from (quote(secret, safe=""), quote(secret), quote_plus(secret))
     yield json.dumps(secret)[1:-1]
     # Base64 depends on what stands before: its three shifts, less the octets that are shared.
     for shift in range(3):
@@ -158,7 +159,8 @@ def _any_of(words: Iterable[str], *, whole: bool = False) -> re.Pattern[str] | N
     if not longest_first:
         return None
     pattern = "|".join(map(re.escape, longest_first))
-    return re.compile(rf"(?i)(?<![\w-])(?:{pattern})(?![\w-])" if whole else pattern)
+    # Without case: %2f is %2F.
+    return re.compile(rf"(?i)(?<![\w-])(?:{pattern})(?![\w-])" if whole else f"(?i){pattern}")
 
 
 def _unless_form(match: re.Match[str], instead: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import given
@@ -23,6 +23,9 @@ PEM = "-----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIPLANTED\n-----END EC PRIVATE KEY
     [
         SECRET,
         quote(SECRET, safe=""),
+        quote(SECRET),
+        quote(SECRET, safe="").lower(),
+        quote_plus(SECRET),
         json.dumps(SECRET)[1:-1],
         base64.b64encode(SECRET.encode()).decode(),
         base64.b64encode(b"\0user\0" + SECRET.encode()).decode(),
@@ -48,6 +51,12 @@ def test_no_known_secret_is_left_wherever_it_stands(secret: str, before: str) ->
     ("text", "planted"),
     [
         (f"Authorization: Bearer {JWT}", JWT),
+        ("client_secret=first,planted", "planted"),
+        ("client_secret=first;planted&planted", "planted"),
+        ("Cookie: a=b; c=planted", "planted"),
+        ('"password": ["one", "planted"]', "planted"),
+        ("http://user:p@planted@proxy:3128/", "planted"),
+        ("AccountKey=planted==;EndpointSuffix=x", "planted"),
         (f"token was {JWT}.", JWT),
         ("Authorization: Basic dXNlcjpwYXNz", "dXNlcjpwYXNz"),
         ('client_secret = "hunter2 and more"', "hunter2"),
