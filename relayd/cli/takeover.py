@@ -4,7 +4,7 @@
     taken.state      "reloaded", "restarted", "started", "stopped", "unasked", "refused", "down"
 
 Only `refused` means that the relay objects to what is written; whoever wrote it takes it back. With
-`down` it does not run, and the texts say who or what is in its way.
+`down` it does not run, or died or fell silent over it, and the texts say what is in its way.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def take_over(
     try:
         reply = client.ask(path, {"command": "reload"}, timeout_s=daemon.RELOAD_WITHIN_S)
     except NotRunning as error:
-        return _start(service(config), listen) if error.permitted else _good("unasked")
+        return _unanswered(error, service(config), listen)
     if reply.get("ok") is True:
         return _good("reloaded")
     problems = [text_of(one) for one in list_of(reply.get("problems"))]
@@ -64,6 +64,16 @@ def take_over(
     if any(NEEDS_RESTART in problem for problem in problems):
         return _restart(service(config), listen)
     return Taken("refused", tuple(problems))
+
+
+def _unanswered(error: NotRunning, service: Service, listen: Sequence[str]) -> Taken:
+    if not error.permitted and os.geteuid() != 0:
+        return _good("unasked")
+    # Root is always let in: who closes on it went away. And who is silent runs: to start it would
+    # do nothing and be told as done.
+    if not error.permitted or isinstance(error.__cause__, TimeoutError):
+        return Taken("down", (str(error), "is it in force? relayd status; else: relayd reload"))
+    return _start(service, listen)
 
 
 def _good(state: str) -> Taken:

@@ -101,9 +101,25 @@ def test_who_may_not_ask_the_relay_is_told_and_nothing_is_started(
         raise NotRunning(path, permitted=False)
 
     monkeypatch.setattr(client, "ask", denied)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     unit = Unit()
     found = taken(control, unit)
     assert (found.state, found.is_good, unit.done) == ("unasked", True, [])
+
+
+@pytest.mark.usefixtures("_as_root")
+@pytest.mark.parametrize("cause", [ConnectionResetError(), TimeoutError()])
+def test_a_relay_that_dies_or_falls_silent_over_it_is_not_told_as_well(
+    control: ControlSocket, monkeypatch: pytest.MonkeyPatch, cause: OSError
+) -> None:
+    def ask(*_: object, **__: object) -> None:
+        raise NotRunning("no answer", permitted=isinstance(cause, TimeoutError)) from cause
+
+    monkeypatch.setattr(client, "ask", ask)
+    unit = Unit()
+    found = taken(control, unit)
+    assert (found.state, found.is_good, unit.done) == ("down", False, [])
+    assert found.texts[0] == "no answer"
 
 
 def test_others_than_root_are_told_what_root_types(
