@@ -166,6 +166,14 @@ def banner(host: str = "127.0.0.1", port: int = 25) -> str:
         return text.decode().split()[0]
 
 
+def wait_until_all_greet_as(name: str) -> None:
+    """Wait until every worker of both families says this name: old ones leave in a moment."""
+    wait_until(
+        lambda: {banner(host) for host in ("127.0.0.1", "::1") * 4} == {name},
+        told=f"somebody does not greet as {name}",
+    )
+
+
 def replies(*commands: str, host: str = "127.0.0.1", port: int = 25) -> list[tuple[int, str]]:
     """Say EHLO, then each command; return the answers to those."""
     with smtplib.SMTP(host, port, "looker.test", timeout=60) as client:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.boot.conftest import offer
 from tests.boot.guest import Guest
-from tests.boot.lab import Devices, Lab, banner
+from tests.boot.lab import Devices, Lab, banner, wait_until_all_greet_as
 from tests.load import submit
 
 pytestmark = [pytest.mark.slow(60), pytest.mark.timeout(900)]
@@ -49,7 +49,7 @@ def test_reloads_under_load_refuse_and_break_nothing(full: Guest, lab: Lab) -> N
             with devices.sources[number % 2].burst():
                 done = lab.reload()
             assert done.returncode == 0, done.stderr
-            assert {banner(host) for host in ("127.0.0.1", "::1") * 4} == {name}
+            wait_until_all_greet_as(name)
             devices.wait_for_more()
     lab.wait_empty()
     assert devices.troubles() == []
