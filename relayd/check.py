@@ -23,7 +23,6 @@ import re
 import stat
 import traceback
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from relayd.config import codec, load, units, whole
@@ -33,6 +32,7 @@ from relayd.config.read import Problem, Tree
 from relayd.errors import ConfigError
 from relayd.master import upgrade
 from relayd.spool import fit
+from relayd.values import frozen
 
 ROOMS: Final = ("relayd.net.tls", "relayd.access.plan", "relayd.spool.fit")
 """Rooms with `problems(config) -> list[str]`, or `warnings(config) -> list[str]`, or both."""
@@ -46,7 +46,7 @@ _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 _SHORT_FORM: Final = re.compile(r"\[(device|user|listener)\.([^\]]+)\]")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Checked:
     """A configuration that can be run with, and what its owner should know of it."""
 
@@ -90,7 +90,7 @@ class Host:
         return Room(found.f_bavail * found.f_frsize, inodes)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Room:
     """free: octets this user may still write; inodes: part of them free, 1 when not counted."""
 

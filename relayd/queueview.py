@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, Protocol, TypeAlias, TypeGuard
 
@@ -25,6 +25,7 @@ from relayd.spool.model import PRIORITIES, QueueId, State, parse_queue_id, queue
 from relayd.spool.queries import Filter, Listed, Story, Tried
 from relayd.spool.store import Hold
 from relayd.spool.wishes import missing
+from relayd.values import frozen
 
 PAGE: Final = 200
 _WAITING: Final = (State.READY, State.DEFERRED, State.LEASED, State.HELD)
@@ -54,7 +55,7 @@ class Outage(NamedTuple):
     retry_in_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Now:
     """What the relay knows beside the spool.
 

@@ -19,7 +19,7 @@ import hmac
 import ipaddress
 import secrets
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, TypeAlias
 
 import gevent
@@ -31,6 +31,7 @@ from relayd.access.networks import fold_ip
 from relayd.access.users import Users
 from relayd.clock import SYSTEM, Clock
 from relayd.config.model import User
+from relayd.values import frozen
 
 WAIT_S: Final = 10.0
 """Longest wait for a verdict; devices give up on AUTH after 20 to 60 s."""
@@ -39,21 +40,21 @@ _MOST_REMEMBERED: Final = 1024
 _LONGEST: Final = 1024  # characters of a name or password that are looked at
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Accepted:
     """The password is the user's."""
 
     user: User
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rejected:
     """It is not, or was not looked at: answer 535. reason: for the log, never for the client."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unavailable:
     """Nobody can say now: answer 454. reason: for the log."""
 
@@ -97,7 +98,7 @@ class Allowance:
         self._buckets.pop(key, None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class _Attempt:
     """One login. pair, place: keys of its allowances; digest: under which it is remembered."""
 

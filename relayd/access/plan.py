@@ -14,7 +14,7 @@ Nobody relays by accident: without `allow_to`, only the upstream's own_domains a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from relayd.access import users as users_room
@@ -36,6 +36,7 @@ from relayd.config.resolve import HEADROOM
 from relayd.message.address import Address, parse_path
 from relayd.message.envelope import Envelope
 from relayd.spool.model import PRIORITIES, MailboxRef, NewDelivery
+from relayd.values import frozen
 
 NO_UPSTREAM: Final = ("no [upstream.*] is configured yet", "Set one up: relayd setup")
 """Reason and remedy where nothing can leave."""
@@ -48,7 +49,7 @@ MOST_RECIPIENTS: Final = 500
 _LARGE: Final = 35_000_000  # Exchange's default MaxSendSize: the bound where large mail may go
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Refusal:
     """No, and why.
 
@@ -64,7 +65,7 @@ class Refusal:
     do: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Plan:
     """Yes. priority: as in spool.model; max_age_s: from acceptance until given up."""
 

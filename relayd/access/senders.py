@@ -18,25 +18,25 @@ Source: RFC 6409 §6.1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from relayd.access.patterns import compiled
 from relayd.config.model import Submitter, Upstream, User
 from relayd.message.address import Address, parse_path
+from relayd.values import frozen
 
 SENDER: Final = "sender"
 """[upstream.*] mailbox: that of the sender."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Keep:
     """The device's own From goes out. address: it, completed."""
 
     address: Address
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetFrom:
     """Another one does. reply_to_original: the device's goes into Reply-To."""
 
@@ -44,7 +44,7 @@ class SetFrom:
     reply_to_original: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Refuse:
     """None may. code: 553 for the envelope's sender, 550 for the header's; enhanced 5.7.1.
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from email.utils import format_datetime
 from typing import Final, NamedTuple
+
+from relayd.values import frozen
 
 MOST_OCTETS: Final = 8192
 MOST_HEADERS: Final = 64
@@ -50,7 +51,7 @@ class Request(NamedTuple):
     accept: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Response:
     """What is answered."""
 

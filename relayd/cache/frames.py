@@ -16,10 +16,10 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from relayd.errors import RelaydError
+from relayd.values import frozen
 
 Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
 Payload: TypeAlias = Mapping[str, Json]
@@ -48,7 +48,7 @@ class Refused(RelaydError):
         self.detail = detail
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Call:
     """Do `method`; `id` 0: no answer wanted."""
 
@@ -57,7 +57,7 @@ class Call:
     payload: Payload
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Answer:
     """The call with this id is done."""
 
@@ -65,7 +65,7 @@ class Answer:
     payload: Payload
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Refusal:
     """The call with this id will not be done."""
 
@@ -75,7 +75,7 @@ class Refusal:
     detail: Payload
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Push:
     """Said by the daemon without being asked."""
 

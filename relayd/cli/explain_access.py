@@ -33,6 +33,7 @@ from relayd.message.envelope import Envelope, Origin
 from relayd.smtp import replies
 from relayd.smtp.replies import Reply
 from relayd.spool.model import PRIORITIES
+from relayd.values import frozen
 
 _WRONG_USAGE: Final = 2
 _QUICK_S: Final = 2.0
@@ -65,7 +66,7 @@ def add_explain_access(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(act=explain_access)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Rule:
     """One rule that was asked. do: the setting that would let it in; "" where it is let in."""
 
@@ -75,7 +76,7 @@ class Rule:
     do: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Mail:
     """What is asked about. sender: None for "<>"."""
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from dataclasses import dataclass
+
+from relayd.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Owner:
     """Whose a new file or folder is, and what others may do with it. mode: of a file."""
 

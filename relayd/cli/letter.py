@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
 from typing import Final
+
+from relayd.values import frozen
 
 _FIELD: Final = re.compile(rb"([!-9;-~]+)[ \t]*:")
 _ENDS: Final = re.compile(rb"\r*\n|\r")
@@ -31,7 +32,7 @@ _MONTHS: Final = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Letter:
     """fields: each with its continuation lines and CRLFs. body: CRLF at the end, or empty."""
 
@@ -58,7 +59,7 @@ class Letter:
         return not (self.body.isascii() and all(field.isascii() for field in self.fields))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Origin:
     """Who sends, and from where. sender: "" for none; name: as people read it."""
 

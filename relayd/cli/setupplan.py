@@ -15,7 +15,6 @@ import os
 import stat
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Final
 
@@ -25,6 +24,7 @@ from relayd.config import read, rules
 from relayd.config.places import Path
 from relayd.config.read import Tree
 from relayd.errors import ConfigError
+from relayd.values import frozen
 
 TEMPLATES: Final = (
     "/usr/share/relayd/relayd.toml",
@@ -52,7 +52,7 @@ _LAN_NAME: Final = "zz-lan.toml"
 _OTHER_FORMS: Final = ("client_secret", "client_secret_env", "client_secret_credential")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Answers:
     """What was asked for. None: not said, so it stays as it is.
 
@@ -73,7 +73,7 @@ class Answers:
     secret: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Draft:
     """A file as it is to be. before: what is there now, None for nothing."""
 
@@ -83,7 +83,7 @@ class Draft:
     is_secret: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Site:
     """A configuration that is there, or the packaged one in its place."""
 

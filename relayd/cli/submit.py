@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Self
 
+from relayd.values import frozen
+
 _CONNECT_S: Final = 5.0
 _PATIENCE_S: Final = 5.0
 """How long a relay that is just being restarted is waited for."""
@@ -74,7 +76,7 @@ class Refused(Exception):
         self.about = about
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mail:
     """sender: "" is the null sender. content: CRLF lines, dots as they are."""
 

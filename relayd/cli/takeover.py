@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from relayd.cli import daemon
@@ -21,9 +20,10 @@ from relayd.master import client
 from relayd.master.client import NotRunning
 from relayd.master.holder import holder_of
 from relayd.master.sockets import NEEDS_RESTART, parse_address
+from relayd.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Taken:
     """What came of it. texts: for a good state one line for people, else what is in the way."""
 

@@ -17,11 +17,11 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from relayd.config.places import Path, find_lines
 from relayd.errors import RelaydError
+from relayd.values import frozen
 
 Value: TypeAlias = "str | Sequence[str]"
 
@@ -35,7 +35,7 @@ class CannotEdit(RelaydError):
     """The file is written in a way that this editor does not follow; nothing was changed."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Change:
     """One value. table: ("upstream", "contoso"); ("listener", 0) is the first [[listener]]."""
 

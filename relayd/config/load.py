@@ -13,7 +13,6 @@ import os
 import socket
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from relayd import clock
@@ -23,11 +22,12 @@ from relayd.config.places import Path
 from relayd.config.read import Problem, Tree
 from relayd.config.resolve import resolve
 from relayd.errors import ConfigError
+from relayd.values import frozen
 
 _NAME_WAIT_S: Final = 2.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Loaded:
     """A usable configuration, and what should be known of it.
 

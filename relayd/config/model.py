@@ -11,8 +11,10 @@ Values that stand between processes travel as JSON (`config.codec`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Final, Literal, TypeAlias
+
+from relayd.values import frozen
 
 Seconds: TypeAlias = Annotated[float, "duration"]
 Octets: TypeAlias = Annotated[int, "size"]
@@ -21,7 +23,7 @@ AUTO: Final = 0
 """What "auto" becomes where a number is expected."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Secret:
     """A secret in memory; shows itself only when `reveal` is called."""
 
@@ -45,7 +47,7 @@ Auth = Literal["off", "optional", "required"]
 Priority = Literal["high", "normal", "low"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Server:
     """[server]."""
 
@@ -59,7 +61,7 @@ class Server:
     state_dir: str = "/var/lib/relayd"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Listener:
     """[[listener]]. address: "192.0.2.1:25", "[::]:25" each."""
 
@@ -73,7 +75,7 @@ class Listener:
     legacy_tls: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class TlsSettings:
     """[tls]."""
 
@@ -87,7 +89,7 @@ class TlsSettings:
     poll: Seconds = 3600.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Limits:
     """[limits]. max_message_size AUTO: what the ways out carry, resolved by the checker."""
 
@@ -102,7 +104,7 @@ class Limits:
     min_free_disk: Octets = 256 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Spool:
     """[spool]."""
 
@@ -116,7 +118,7 @@ class Spool:
     encryption_key: Secret = field(default_factory=Secret)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Upstream:
     """[upstream.NAME]. `endpoints` is resolved by the loader from `cloud`."""
 
@@ -153,7 +155,7 @@ class Upstream:
     mailboxes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Route:
     """[[route]]."""
 
@@ -166,7 +168,7 @@ class Route:
     standby_after: Seconds = 120.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class RateLimits:
     """limits = { per_minute = 30, ... } of a device or user; 0 is no limit."""
 
@@ -176,7 +178,7 @@ class RateLimits:
     on_limit: Literal["low", "hold", "refuse"] = "low"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Submitter:
     """What [[device]] and [[user]] share: who may send what as whom. `from_` is key `from`."""
 
@@ -195,14 +197,14 @@ class Submitter:
     expect_every: Seconds = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Device(Submitter):
     """[[device]]: may submit without a password from its networks; first match wins."""
 
     networks: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class User(Submitter):
     """[[user]]: a name and a password a device logs in with."""
 
@@ -210,7 +212,7 @@ class User(Submitter):
     cram_md5_password: Secret = field(default_factory=Secret)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Cloud:
     """[cloud.NAME]: endpoints; the built-in ones are in config.clouds."""
 
@@ -223,7 +225,7 @@ class Cloud:
     ca_file: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Http:
     """[http]."""
 
@@ -235,14 +237,14 @@ class Http:
     upload_timeout: Seconds = 60.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Admin:
     """[admin]."""
 
     address: str = "127.0.0.1:8025"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Log:
     """[log]."""
 
@@ -252,7 +254,7 @@ class Log:
     subjects: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Config:
     """All of relayd.toml, resolved: no "auto", no file names of secrets, no empty defaults."""
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from relayd.config import build, read, whole
 from relayd.config.model import Config
 from relayd.config.read import Problem, Tree
 from relayd.config.resolve import resolve
+from relayd.values import frozen
 
 _SECRETS: Final = ("client_secret", "next_client_secret")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Seen:
     """What could be read. found: what keeps whole files from being read, worded.
 

@@ -12,8 +12,9 @@ Source: https://toml.io/en/v1.0.0
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final, TypeAlias
+
+from relayd.values import frozen
 
 Path: TypeAlias = "tuple[str | int, ...]"
 
@@ -30,7 +31,7 @@ _STRING: Final = re.compile(
 _PLAIN: Final = re.compile(r"""[^"'\[\]{}#\n]+""")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """A line of a file; line 0 when only the file is known."""
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeGuard
 
 from relayd.config.places import Path, Place, find_lines
+from relayd.values import frozen
 
 _AT_LINE: Final = re.compile(r"\s*\(at line (\d+), column \d+\)$|\s*\(at end of document\)$")
 _SYNTAX: Final = (
@@ -36,7 +37,7 @@ _SYNTAX: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Problem:
     """What is wrong with the key at `path`, and after a semicolon what to do."""
 
@@ -162,7 +163,7 @@ def _syntax(path: str, text: str, complaint: str) -> str:
     return f"{place}: not TOML: {ours}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Merge:
     """One file on its way into the tree; `old` paths are the file's, `new` the tree's."""
 

@@ -19,7 +19,6 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
@@ -32,6 +31,7 @@ from relayd.deliver.outcome import (
     Outcome,
     Sent,
 )
+from relayd.values import frozen
 
 REQUEST_LIMIT_BYTES: Final = 4 * 1024 * 1024
 """Graph's limit for the body of a write request, octets after base64."""
@@ -61,7 +61,7 @@ class Verdict(enum.Enum):
     AMBIGUOUS = "ambiguous"  #: perhaps sent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Entry:
     """One row. status: 0 before any answer, None for any; code: "" for the status alone.
 

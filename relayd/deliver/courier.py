@@ -22,7 +22,7 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
@@ -60,6 +60,7 @@ from relayd.spool.model import (
     queue_id_text,
 )
 from relayd.spool.store import Door
+from relayd.values import frozen
 
 log = structlog.get_logger()
 
@@ -80,7 +81,7 @@ _PROBING_LANES: Final = 4
 _SPOOL_PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UpstreamStatus:
     """One upstream for `status`.
 

@@ -18,7 +18,7 @@ Pure: the courier does what is decided here. One table:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final, Literal
 
@@ -36,6 +36,7 @@ from relayd.deliver.outcome import (
 )
 from relayd.deliver.wallclock import EARLIEST
 from relayd.spool.model import Lease, Settlement, State
+from relayd.values import frozen
 
 EXPIRED: Final = "expired"
 AMBIGUOUS: Final = "ambiguous"
@@ -43,7 +44,7 @@ RETURNED: Final = "returned"
 _EXPIRED_STATUS: Final = "5.4.7"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Policy:
     """What the configuration says about trying again.
 

@@ -44,6 +44,7 @@ from relayd.net.hotpath import Body, HotPath
 from relayd.net.http import Response, Stage, Unanswered
 from relayd.observe import metrics
 from relayd.spool.model import Lease, queue_id_text
+from relayd.values import frozen
 
 _WHOLE_BYTES: Final = 96 * 1024
 """Up to here a message is encoded at once."""
@@ -78,7 +79,7 @@ class Tokens(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Letter:
     """One message as it lies in the spool: its head, and the body or where to read it.
 

@@ -14,11 +14,12 @@ Source: Microsoft Graph error responses; Exchange Online NDR and throttling docu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
+from relayd.values import frozen
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@frozen(kw_only=True)
 class Answer:
     """What the remote said. status: HTTP status, 0 if there was none; code: its own code."""
 
@@ -28,14 +29,14 @@ class Answer:
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sent:
     """Taken."""
 
     answer: Answer
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Deferred:
     """Not now. retry_after_s: the server's own wish, seconds; None if silent."""
 
@@ -45,7 +46,7 @@ class Deferred:
     whole_mailbox: bool = False  # the mailbox must rest (429, moving), not only this message
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Failed:
     """Never. enhanced: RFC 3463 status for a report, class 5."""
 
@@ -53,7 +54,7 @@ class Failed:
     enhanced: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Misconfigured:
     """An administrator must act. whole_upstream: the credential itself is refused."""
 
@@ -61,7 +62,7 @@ class Misconfigured:
     whole_upstream: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ambiguous:
     """Perhaps sent; the upstream's `ambiguous` setting decides."""
 
@@ -71,7 +72,7 @@ class Ambiguous:
 Outcome: TypeAlias = Sent | Deferred | Failed | Misconfigured | Ambiguous
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Divided:
     """The recipients fared differently. parts: every recipient once, at least two parts."""
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import enum
 import json
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
@@ -30,6 +29,7 @@ from relayd.clock import SYSTEM, Clock
 from relayd.config.model import Config, Upstream
 from relayd.deliver import catalogue
 from relayd.deliver.outcome import Answer
+from relayd.values import frozen
 
 BODY: Final = json.dumps(
     {
@@ -57,7 +57,7 @@ class Verdict(enum.Enum):
     UNKNOWN = "unknown"  #: busy, broken, or not reached: it says nothing about the permission
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Probed:
     """The verdict, and the answer it was taken from (status 0: none came)."""
 

@@ -14,8 +14,9 @@ Source: learn.microsoft.com/exchange/permissions-exo/application-rbac;
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
+
+from relayd.values import frozen
 
 _GUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _ADDRESS: Final = re.compile(r"[A-Za-z0-9._%+'/=?^{}~!#$&*-]{1,64}@[A-Za-z0-9.-]{1,253}")
@@ -31,7 +32,7 @@ PROPAGATION: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Names:
     """Whom the commands are about; unknown or unusable ones become a word in angle brackets."""
 

@@ -13,7 +13,7 @@ import re
 import shlex
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Final
 
@@ -45,6 +45,7 @@ from relayd.identity.credentials import Credential
 from relayd.identity.oauth import Entra, Issued, Reply, classify
 from relayd.net.http import Resolver, roots
 from relayd.queueview import meaning_of
+from relayd.values import frozen
 from relayd.wayout import stamp
 
 NAMES: Final = ("dns", "tcp", "proxy", "tls", "clock", "tenant")
@@ -71,7 +72,7 @@ _CONDITIONAL_ACCESS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Reach:
     """What is used of the outside; tests give their own.
 

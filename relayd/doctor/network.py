@@ -20,7 +20,7 @@ import select
 import socket
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -31,6 +31,7 @@ from urllib3.util.ssltransport import SSLTransport
 
 from relayd.clock import SYSTEM, Clock
 from relayd.net.http import ConnectFailed, Resolver, SocketAddress
+from relayd.values import frozen
 
 _MAX_ANSWER_BYTES: Final = 256 * 1024
 _MAX_HEAD_BYTES: Final = 16 * 1024
@@ -42,7 +43,7 @@ NOT_YET_VALID: Final = 9  # X509_V_ERR_CERT_NOT_YET_VALID
 EXPIRED: Final = 10  # X509_V_ERR_CERT_HAS_EXPIRED
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """Somewhere to connect to."""
 
@@ -54,7 +55,7 @@ class Place:
         return host if self.port == HTTPS else f"{host}:{self.port}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Proxy:
     """[http] proxy, taken apart. login: "user:password", shown nowhere."""
 
@@ -75,7 +76,7 @@ class Refused(Broken):
         self.status = status
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Certificate:
     """What a server showed of itself. organisation: of the issuer, "" if it names none."""
 
@@ -95,7 +96,7 @@ class NotTrusted(Broken):
         self.certificate = certificate
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Dialled:
     """Of the addresses of one place: those that answered, and the others with why not."""
 
@@ -294,7 +295,7 @@ class Way:
             raise Refused(f"it answered {said[:100]}", status)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fetched:
     """An answer to a GET. date: the server's own clock; None if it tells none.
 

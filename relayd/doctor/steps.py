@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from relayd.values import frozen
 
 
 class State(enum.Enum):
@@ -16,7 +17,7 @@ class State(enum.Enum):
     SKIPPED = "skipped"  #: not tried; the text says because of what
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Step:
     """One step.
 

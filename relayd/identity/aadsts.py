@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from relayd.values import frozen
 
 
 class Kind(enum.Enum):
@@ -23,7 +24,7 @@ class Kind(enum.Enum):
     BUG = "bug"  #: relayd asked wrongly; treated as transient, worth a report
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Meaning:
     """meaning: plain words, no full stop; action: what mends it, an imperative."""
 

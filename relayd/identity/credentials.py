@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from typing import Final
 
 from relayd.cache import frames
 from relayd.config.clouds import endpoints
 from relayd.config.model import Config, Secret, Upstream
+from relayd.values import frozen
 
 _DOMAIN: Final = b"relayd credential 1\n"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Credential:
     """authority:       "https://login.microsoftonline.com", no tenant, no slash at its end.
     kind:            an Upstream's `credential`; only "secret" can be used so far.

@@ -37,6 +37,7 @@ from relayd.config.model import Secret
 from relayd.errors import TokenUnavailable
 from relayd.identity.aadsts import Kind, Meaning, judge
 from relayd.identity.credentials import Credential
+from relayd.values import frozen
 
 UNREACHABLE: Final = "entra-unreachable"
 THROTTLED: Final = "throttled"
@@ -56,7 +57,7 @@ _TRACE: Final = re.compile(r"\s+Trace ID:")
 _UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]+")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Issued:
     """A token just issued. life_s: from the moment the question was sent."""
 
@@ -64,7 +65,7 @@ class Issued:
     life_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reply:
     """An HTTP answer, wholly read; what MSAL wants of a response."""
 

@@ -30,6 +30,7 @@ from relayd.errors import TokenUnavailable
 from relayd.identity.credentials import Credential
 from relayd.identity.tokens import Token, claims_of
 from relayd.observe import metrics
+from relayd.values import frozen
 
 log = structlog.get_logger()
 
@@ -53,7 +54,7 @@ Told: TypeAlias = Callable[[Outcome], None]
 Start: TypeAlias = Callable[[Credential, Callable[["Fetched"], None]], None]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fetched:
     """What became of one question. life_s: counted from when it was asked."""
 
@@ -101,7 +102,7 @@ class _Entry:
         return ",".join(sorted(self.upstreams))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class TokenState:
     """For `relayd status`. expires_in_s: 0 when none is held; cause "" when all is well."""
 

@@ -22,7 +22,7 @@ import binascii
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from relayd.cache import frames
@@ -32,6 +32,7 @@ from relayd.clock import SYSTEM, Clock
 from relayd.config.model import Config, Upstream
 from relayd.errors import CacheUnavailable, TokenUnavailable
 from relayd.identity.credentials import Credential, credential_for
+from relayd.values import frozen
 
 AWAY: Final = "cache-unavailable"
 
@@ -47,7 +48,7 @@ _AWAY_RETRY_S: Final = 2.0
 _LONGEST_CLAIM: Final = 200
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Token:
     """The right to call Microsoft for a while.
 
@@ -77,7 +78,7 @@ def parse_token(payload: frames.Payload) -> Token:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Claims:
     """What a token says of itself, unverified: for diagnosis only.
 

@@ -19,17 +19,17 @@ import importlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, cast
 
 from relayd.master import spawn
 from relayd.master.frames import Json
 from relayd.master.settings import Settings, parse
+from relayd.values import frozen
 
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Loaded:
     """A configuration that was checked. fd: sealed memfd with the whole of it, owned."""
 
@@ -42,14 +42,14 @@ class Loaded:
         os.close(self.fd)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rejected:
     """A configuration that cannot be used, and every reason."""
 
     problems: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Checker:
     """A check under way in child `pid`."""
 

@@ -24,8 +24,9 @@ End of file means that the master died: close listeners at once, drain for at mo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
+
+from relayd.values import frozen
 
 
 class Pulse(Protocol):
@@ -52,7 +53,7 @@ class Pulse(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class ChildContext:
     """All that a child needs to know of its birth.
 

@@ -22,12 +22,12 @@ import socket
 import stat
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from relayd.clock import SYSTEM, Clock
 from relayd.errors import ListenError
 from relayd.master.frames import Decoder, Frame, Garbage, Json, encode, refused
+from relayd.values import frozen
 
 ADMIN_GROUP: Final = "relayd-admin"
 MOST_CLIENTS: Final = 64
@@ -42,7 +42,7 @@ _SO_PEERGROUPS: Final = 59
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Peer:
     """Who is at the other end."""
 

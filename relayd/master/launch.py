@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from relayd.master.children import ENTRIES
 from relayd.master.upgrade import VERSION
+from relayd.values import frozen
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Timings:
     """Seconds."""
 
@@ -29,7 +30,7 @@ class Timings:
     bind_retry_s: float = 5.0  # a killed master's children need so long to leave
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Launch:
     """path: the configuration file. again: the command that starts this master, for SIGUSR2.
 

@@ -6,16 +6,16 @@ The whole of it stays in the sealed memfd that the children read; secrets never 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Final
 
 from relayd.config import codec
 from relayd.config.model import AUTO, Config, Listener, Log
+from relayd.values import frozen
 
 _SQLITE: Final = "sqlite:///"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Settings:
     """spool_dir: "" when the spool is not a file here; upstreams: how many ways out there are.
 

@@ -25,7 +25,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterable, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from relayd import __version__
@@ -39,6 +39,7 @@ from relayd.master.frames import Frame
 from relayd.master.settings import Settings, parse, select
 from relayd.master.sockets import Bound
 from relayd.observe import metrics
+from relayd.values import frozen
 
 VARIABLE: Final = "RELAYD_UPGRADE"
 VERSION: Final = 1
@@ -55,7 +56,7 @@ class HandoverUnreadable(RelaydError):
     """The code before this one left something that this code cannot go on from."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Preflight:
     """The new code's look at the configuration, under way in child `pid`."""
 
@@ -89,7 +90,7 @@ def start_preflight(command: tuple[str, ...], mine: Iterable[spawn.Closable]) ->
     return Preflight(spawn.execute(list(command), fd, mine=mine), fd)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class State:
     """All that the new code needs.
 
@@ -109,7 +110,7 @@ class State:
     memory: Frame = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Resumed:
     """What was found on the other side. crews hold their children and sockets again.
 

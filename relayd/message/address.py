@@ -30,6 +30,7 @@ from relayd.message.words import (
     text_of,
     without_controls,
 )
+from relayd.values import frozen
 
 MAX_LOCAL: Final = 64
 MAX_DOMAIN: Final = 255
@@ -53,7 +54,7 @@ class NeedsSmtputf8(ValueError):
     """The local part is not ASCII: answer 553 5.6.7, not 501."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Address:
     """local: decoded, unquoted. domain: "" only for a bare local part ("postmaster").
 
@@ -312,7 +313,7 @@ def _phrase(display: str) -> bytes:
 # ---- patterns in settings -------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AddressPatterns:
     """Addresses a setting names: compiled once, asked often.
 

@@ -8,12 +8,11 @@ Source: RFC 5321 §2.3.1 (envelope and content), RFC 3848 (protocol names).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from relayd.message.address import Address
+from relayd.values import frozen
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Origin:
     """Who handed the message in.
 
@@ -34,7 +33,7 @@ class Origin:
     protocol: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Envelope:
     """One transaction's envelope. sender: None for the null sender "<>"."""
 

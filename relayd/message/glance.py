@@ -5,7 +5,6 @@ Source: RFC 5322 §3.6; RFC 5321 §6.3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from relayd.message.address import Address, parse_address_list
@@ -13,6 +12,7 @@ from relayd.message.headers import Head
 from relayd.message.outgoing import MARK, read_mark
 from relayd.message.trace import MAX_RECEIVED, count_ours, count_received
 from relayd.message.words import decode_words, flat, text_of
+from relayd.values import frozen
 
 _ID_LIMIT: Final = 250
 _SUBJECT_LIMIT: Final = 200
@@ -20,7 +20,7 @@ _SUBJECT_OCTETS: Final = 2048  # read of a subject before it is decoded
 _MAX_OURS: Final = 4  # times that a message may come back to the relay that sent it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Glance:
     """A head at a glance.
 

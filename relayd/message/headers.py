@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final, NamedTuple
+
+from relayd.values import frozen
 
 HEAD_LIMIT: Final = 256 * 1024
 """Octets of head that are read; fields that end beyond belong to the body."""
@@ -73,7 +74,7 @@ def make_field(name: str, value: bytes) -> Field:
     return Field(name.lower().encode("ascii"), b"%s: %s\r\n" % (name.encode("ascii"), value))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Head:
     """fields: in order. rest: octets after them that are no header; they go into the body."""
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -24,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from relayd.clock import SYSTEM, Clock
+from relayd.values import frozen
 
 _SKEW: Final = timedelta(days=1)
 """How far a device's clock may be behind ours and still take the certificate."""
@@ -31,7 +31,7 @@ _SKEW: Final = timedelta(days=1)
 _COMMON_NAME_MAX: Final = 64  # RFC 5280 appendix A.1, ub-common-name
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Authority:
     """A root and its private key, PEM. `key_pem` must never leave this host."""
 
@@ -39,7 +39,7 @@ class Authority:
     key_pem: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Leaf:
     """A server's certificate and its private key (unencrypted PKCS #8), PEM."""
 

@@ -22,7 +22,6 @@ import http.client
 import re
 import ssl
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
@@ -30,6 +29,7 @@ import urllib3
 
 from relayd.clock import SYSTEM, Clock
 from relayd.net.http import ConnectFailed, Response, Stage, Unanswered
+from relayd.values import frozen
 
 MAX_HEAD_BYTES: Final = 65_536
 MAX_BODY_BYTES: Final = 65_536
@@ -45,7 +45,7 @@ _LATE_ANSWER_S: Final = 2.0
 """How long an answer is waited for after the writing broke."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Body:
     """What is sent. length: octets in all; whole: all of it, or pieces that yield it."""
 
@@ -401,7 +401,7 @@ class _Source:
         return line.rstrip(b"\r")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Head:
     """A response's head. length: of the body, octets; None: chunked, or until the end."""
 

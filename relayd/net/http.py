@@ -35,6 +35,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from relayd.clock import SYSTEM, Clock
 from relayd.config.model import Http
+from relayd.values import frozen
 
 Stage: TypeAlias = Literal["dns", "connect", "tls", "proxy", "send", "answer", "garbled", "time"]
 
@@ -53,7 +54,7 @@ _SYSTEM_ROOTS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Response:
     """An answer. headers: names in lower case, repeated ones joined by ", ".
 
@@ -69,7 +70,7 @@ class Response:
     elapsed_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unanswered:
     """No answer. stage: what was going on; sent_all: the server may have acted on it.
 
@@ -93,7 +94,7 @@ class ConnectFailed(OSError):
         self.text = text
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SocketAddress:
     """One result of getaddrinfo. where: what connect takes."""
 

@@ -27,7 +27,6 @@ import stat
 import struct
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -40,6 +39,7 @@ from relayd.config.model import Config, Listener
 from relayd.errors import ConfigError
 from relayd.net.certificates import Authority, Leaf, make_ca, make_leaf, not_after
 from relayd.observe import metrics
+from relayd.values import frozen
 
 log = structlog.get_logger()
 
@@ -61,7 +61,7 @@ class CertificateRefused(Exception):
     """A certificate cannot be used; the text is for the operator."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Pair:
     """Where a certificate chain and its key lie; both may be one file."""
 

@@ -17,8 +17,9 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
+
+from relayd.values import frozen
 
 Value: TypeAlias = "float | list[float]"
 """A counter's or gauge's number; a histogram's [sum, count of each bucket…, count above]."""
@@ -36,7 +37,7 @@ _CALL_SECONDS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 1
 _QUEUE_SECONDS: Final = (0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 21600.0, 86400.0)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Metric:
     """One row of the table.
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from relayd.spool.model import MailboxRef
+from relayd.values import frozen
 
 WINDOW_S: Final = 60.0
 RECALL_AGAIN_S: Final = 1.0
@@ -34,7 +35,7 @@ HIGH: Final = 0
 _MOST_SENDS_SHARE: Final = 6  # a grant carries at most a sixth of a minute's sends
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Granted:
     """Tell `connection` that it has the slot. sends: how many it may send with it; None: any."""
 
@@ -43,7 +44,7 @@ class Granted:
     sends: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TimedOut:
     """Tell `connection` that the time it was willing to wait is over."""
 
@@ -51,7 +52,7 @@ class TimedOut:
     grant: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recalled:
     """Ask `connection` for a slot of `mailbox` back. hard: even one that is in use, once done."""
 
@@ -63,7 +64,7 @@ class Recalled:
 Said: TypeAlias = Granted | TimedOut | Recalled
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Ask:
     """One wish for a slot. grant: the connection's own number for it, never used again.
 
@@ -79,7 +80,7 @@ class Ask:
     deadline: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Claim:
     """A slot that a connection holds already. sends: left on it; None: unpaced.
 
@@ -95,7 +96,7 @@ class Claim:
     recent: Sequence[float] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class MailboxUse:
     """For `relayd status`. sent: in the last minute, as far as told."""
 

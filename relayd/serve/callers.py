@@ -19,6 +19,7 @@ from typing import Final
 from relayd.clock import SYSTEM, Clock
 from relayd.master.frames import Json
 from relayd.observe import logfmt
+from relayd.values import frozen
 
 MOST_CALLERS: Final = 256
 LONGEST_LINE: Final = 200
@@ -34,7 +35,7 @@ _VERBS: Final = frozenset(
 _OURS: Final = ("AUTH <redacted>", "<redacted>")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Refused:
     """One refusal. code: of the reply, 0 where none was sent; reason: the rule, for people.
 

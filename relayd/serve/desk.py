@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import timedelta
 from typing import Final, Protocol
 
@@ -38,6 +38,7 @@ from relayd.smtp.sasl import Credentials
 from relayd.smtp.server import ContentEnd, ContentTerms
 from relayd.spool.model import PRIORITIES, NewMessage, queue_id_text
 from relayd.spool.store import Door
+from relayd.values import frozen
 
 log = structlog.get_logger()
 
@@ -53,7 +54,7 @@ class Gate(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class House:
     """What all desks of a worker share. context: a listener's TLS context now, None without TLS.
 
@@ -70,7 +71,7 @@ class House:
     callers: Callers = field(default_factory=Callers)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Transaction:
     """One MAIL and what followed; replaced whole."""
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import enum
 import ssl
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias, assert_never
 
 from relayd.clock import SYSTEM, Clock
@@ -53,6 +52,7 @@ from relayd.smtp.server import (
     Signal,
 )
 from relayd.smtp.states import BETWEEN, State
+from relayd.values import frozen
 
 
 class PeerGone(RelaydError):
@@ -178,7 +178,7 @@ class End(enum.Enum):
     TLS_FAILED = "tls-failed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Farewell:
     """What the listener logs.
 
@@ -195,7 +195,7 @@ class Farewell:
     transcript: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Manners:
     """What a listener sets for its sessions; made once. Seconds and octets per second."""
 
@@ -530,7 +530,7 @@ class Session:
             self._refusal = _Refused(reply, weight, _transcript(self._said))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Refused:
     """weight: 2 for what a desk or the content's end refused, 1 for slips of the language."""
 

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from relayd.message.address import Address, NeedsSmtputf8, parse_path
 from relayd.smtp import replies
 from relayd.smtp.replies import Reply
+from relayd.values import frozen
 
 Profile: TypeAlias = Literal["device", "strict"]
 
@@ -30,26 +30,26 @@ MAX_NAME: Final = 255
 """Most characters of a HELO name that are kept."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Command:
     """Base of the commands below."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ehlo(Command):
     """EHLO. name: what the client calls itself, untrusted; "" when it said nothing."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Helo(Command):
     """HELO. name: as in Ehlo."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mail(Command):
     """MAIL FROM.
 
@@ -67,19 +67,19 @@ class Mail(Command):
     auth: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rcpt(Command):
     """RCPT TO. forward_path: its domain may be "" ("postmaster"; others on device)."""
 
     forward_path: Address
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Data(Command):
     """DATA."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Auth(Command):
     """AUTH. mechanism: upper case. initial: the response sent along, still base64; None: none."""
 
@@ -90,42 +90,42 @@ class Auth(Command):
         return f"Auth(mechanism={self.mechanism!r})"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StartTls(Command):
     """STARTTLS."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rset(Command):
     """RSET."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Noop(Command):
     """NOOP; its argument means nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Vrfy(Command):
     """VRFY."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Expn(Command):
     """EXPN."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Help(Command):
     """HELP."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Quit(Command):
     """QUIT."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unknown(Command):
     """No command of ours. is_smtp: one the RFCs know, which we do not offer (502, not 500)."""
 
@@ -133,14 +133,14 @@ class Unknown(Command):
     is_smtp: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BadCommand:
     """A line that says no command; answer `reply` and go on."""
 
     reply: Reply
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Hangup:
     """The peer cannot be talked to; answer `reply`, if any, and close.
 

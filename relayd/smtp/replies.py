@@ -11,11 +11,12 @@ EHLO, 334 and 354), RFC 4954 §6 (AUTH), RFC 3207 §4 (STARTTLS), RFC 6531 §3.5
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from typing import Final
 
 from relayd.errors import RelaydError
+from relayd.values import frozen
 
 MAX_TEXT: Final = 480
 """Longest text of one line, octets; RFC 5321 §4.5.3.1.5 allows 512 with code and CRLF."""
@@ -23,7 +24,7 @@ MAX_TEXT: Final = 480
 _CLOSING: Final = frozenset({221, 421, 521})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reply:
     """One reply, one or more lines.
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, Protocol, TypeAlias
 
 from relayd.smtp import replies
 from relayd.smtp.replies import Reply
+from relayd.values import frozen
 
 MAX_RESPONSE: Final = 12_288
 """Longest response line, octets without CRLF (RFC 4954 §4)."""
@@ -26,7 +27,7 @@ ASK_USER: Final = "VXNlcm5hbWU6"  # "Username:"
 ASK_PASSWORD: Final = "UGFzc3dvcmQ6"  # noqa: S105  "Password:", the prompt and no secret
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Credentials:
     """What a client logs in with; the password does not show in `repr`."""
 
@@ -35,7 +36,7 @@ class Credentials:
     mechanism: str = "PLAIN"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Challenge:
     """Send this as 334 and come back with the response. text: base64, may be empty."""
 

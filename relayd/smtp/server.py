@@ -16,7 +16,6 @@ Source: RFC 5321 §4.1, §4.5.3.1; RFC 2920; RFC 3207 §4.2; RFC 4954 §4.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from relayd.errors import LocalProtocolError
@@ -37,6 +36,7 @@ from relayd.smtp.data import ContentReader
 from relayd.smtp.replies import Reply
 from relayd.smtp.sasl import MAX_RESPONSE
 from relayd.smtp.states import AFTER_REFUSAL, NEXT, State, out_of_order
+from relayd.values import frozen
 
 MAX_LINE: Final = 4096
 """Longest command line, octets with its line end; RFC 5321 §4.5.3.1.4 asks for 512 and growth."""
@@ -56,7 +56,7 @@ class Signal(enum.Enum):
     PAUSED = "paused"  #: a reply or the TLS handshake comes first, or all is over
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContentTerms:
     """How content may come. limit: most octets, 1..2**40; lf_dot: LF "." LF ends it too."""
 
@@ -64,14 +64,14 @@ class ContentTerms:
     lf_dot: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContentPiece:
     """Some content, 1 octet..512 KiB, canonical. No reply is owed."""
 
     octets: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class ContentEnd:
     """The lone dot.
 
@@ -87,7 +87,7 @@ class ContentEnd:
     nuls: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AuthResponse:
     """The line after a 334, without its line end; a secret."""
 
@@ -97,7 +97,7 @@ class AuthResponse:
         return "AuthResponse()"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LineTooLong:
     """A line passed its limit and was dropped up to its end; answer `reply`."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from relayd.clock import micros
@@ -22,6 +21,7 @@ from relayd.spool.transaction import (
     marks,
     sibling_values,
 )
+from relayd.values import frozen
 
 # Columns by name: newer code may have added some while we have the database open.
 _MESSAGE: Final = """
@@ -42,7 +42,7 @@ _DELIVERY: Final = """
 _PAGE: Final = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Birth:
     """One delivery of a message that is about to be committed.
 
@@ -104,7 +104,7 @@ class Birth:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Accept(Operation[None]):
     """Insert a message; its rows are in the order of the statements above."""
 
@@ -150,7 +150,7 @@ def _hold_as_now(batch: Transaction, birth: Birth) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Undo(Operation[bool]):
     """Take back a message whose client was told 451; False if somebody delivers it already.
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from relayd.clock import from_micros
@@ -22,6 +21,7 @@ from relayd.spool.holders import is_alive, pid_of
 from relayd.spool.model import PRIORITIES, Lease, MailboxRef, QueueId
 from relayd.spool.schema import CODES
 from relayd.spool.transaction import SIBLINGS, Operation, Transaction, marks, sibling_values
+from relayd.values import frozen
 
 _MICROS: Final = 1_000_000
 _HELD_AT_ONCE: Final = 256
@@ -74,7 +74,7 @@ class _Row(NamedTuple):
     filed: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TakeLeases(Operation[list[Lease]]):
     """Lease the best rows of a mailbox, or the probe of one of its Holds."""
 
@@ -251,7 +251,7 @@ def _lease(batch: Transaction, mailbox: MailboxRef, row: _Row, content: bytes | 
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Renew(Operation[float | None]):
     """Push a lease's end back; None when it is no longer ours."""
 
@@ -270,7 +270,7 @@ class Renew(Operation[float | None]):
         return until if changed else None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reclaim(Operation[int]):
     """Take back some leases of holders that are dead, and those that ran out; 0 when none is left.
 
@@ -336,7 +336,7 @@ def _give_back(batch: Transaction, delivery: int, fence: int, move: moves.Move) 
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MarkCorrupt(Operation[None]):
     """Hold a message that cannot be read, until somebody has looked."""
 
@@ -379,7 +379,7 @@ def drop_content(batch: Transaction, message: int) -> None:
         batch.effects.dropped.append(message)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReadContent(Operation[tuple[int, int, bytes | None] | None]):
     """Look up content: (size, crc, octets or None: in the file); None: there is none."""
 

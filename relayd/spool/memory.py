@@ -33,6 +33,7 @@ from relayd.spool.model import (
 from relayd.spool.store import Expired, Hold, Taker, Work
 from relayd.spool.transaction import Pair
 from relayd.spool.wishes import missing
+from relayd.values import frozen
 
 _PIECE: Final = 262_144
 _WAITING: Final = frozenset({State.READY, State.DEFERRED})
@@ -67,7 +68,7 @@ class Row:
         return (*self.way.mailbox, self.way.header_from)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Note:
     """A row of the journal."""
 
@@ -92,7 +93,7 @@ class MemorySpool:
         return [row for row in self.rows.values() if row.message == message]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Keeping:
     """How long things are kept, and what becomes of doubtful mail; as [spool] says."""
 
@@ -126,12 +127,12 @@ class MemoryDoor:
         *,
         lane: int = 0,
         clock: Clock = SYSTEM,
-        keeping: Keeping = Keeping(),
+        keeping: Keeping | None = None,
     ) -> None:
         self.spool = MemorySpool() if spool is None else spool
         self.broken: SpoolUnavailable | None = None
         self._clock = clock
-        self._keeping = keeping
+        self._keeping = Keeping() if keeping is None else keeping
         self._ids = Ids(lane, clock, newest=max(self.spool.messages, default=0))
         self._name = f"door {lane} {len(self.spool.alive)} {id(self)}"
         self.spool.alive.add(self._name)

@@ -18,9 +18,10 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, NamedTuple, NewType
+
+from relayd.values import frozen
 
 QueueId = NewType("QueueId", int)
 
@@ -81,7 +82,7 @@ class MailboxRef(NamedTuple):
     mailbox: str  # as in the Graph URL; lower-case address or object id
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class NewDelivery:
     """One way out for some of the recipients.
 
@@ -98,7 +99,7 @@ class NewDelivery:
     reply_to_original: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class NewMessage:
     """A message about to be made durable; its content is in the draft.
 
@@ -126,7 +127,7 @@ class NewMessage:
     deliveries: tuple[NewDelivery, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Lease:
     """The right to deliver, held by one worker until settled, lost or expired.
 
@@ -159,7 +160,7 @@ class Lease:
     maybe_sent: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Settlement:
     """What became of one attempt; written together with its journal row.
 

@@ -10,10 +10,10 @@ Every store asks here, so that they agree; which moves exist at all is model.NEX
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from relayd.spool.model import Settlement, State
+from relayd.values import frozen
 
 LEASE_S: Final = 240.0
 """Length of a lease: longer than the longest whole send (120 s), renewed by the courier."""
@@ -58,7 +58,7 @@ STICKY: Final = frozenset({OPERATOR, CORRUPT})
 """HELD by these never expires: a person said so, or must look."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Move:
     """Where a LEASED delivery goes.
 

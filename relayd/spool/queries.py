@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 from urllib.parse import quote
@@ -23,13 +22,14 @@ from relayd.spool.ids import accepted_micros
 from relayd.spool.model import PRIORITIES, QueueId, State
 from relayd.spool.schema import CODES, STATES
 from relayd.spool.transaction import SIBLINGS, Value, json_rows, marks, sibling_values
+from relayd.values import frozen
 
 PAGE: Final = 200
 _SCANNED_AT_ONCE: Final = 5000
 _NAMES: Final = {rank: name for name, rank in PRIORITIES.items()}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Filter:
     """Which deliveries; what is empty or None does not matter. Texts match anywhere, any case."""
 
@@ -42,7 +42,7 @@ class Filter:
     since: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Listed:
     """One delivery in a list. due_at: when it is tried next, for READY and DEFERRED."""
 
@@ -66,7 +66,7 @@ class Listed:
     done: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Tried:
     """One row of the journal. finished_at: None while the attempt is under way."""
 
@@ -83,7 +83,7 @@ class Tried:
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Story:
     """All that is known of one message. journal: oldest first."""
 
@@ -100,7 +100,7 @@ class Story:
     journal: tuple[Tried, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Counts:
     """What is in the queue now; SENT is history and not counted.
 

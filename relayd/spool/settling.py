@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from relayd.clock import micros
@@ -21,6 +20,7 @@ from relayd.spool.leasing import drop_content
 from relayd.spool.model import MailboxRef, QueueId, Settlement, State
 from relayd.spool.schema import CODES
 from relayd.spool.transaction import Operation, Pair, Transaction, Value, nothing_left
+from relayd.values import frozen
 
 _RELEASED_AT_ONCE: Final = 1000
 
@@ -51,7 +51,7 @@ class Surprise(Exception):
     """A row was not as its holder believed; the batch must be done again, carefully."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settle(Operation[LeaseLost | None]):
     """End an attempt. filed: the content may lie in a file."""
 
@@ -197,7 +197,7 @@ def _lift(batch: Transaction, pair: Pair) -> None:
         ReleaseHeld().run(batch)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReleaseHeld(Operation[int]):
     """Set free rows of Holds that are over; 0 when none is left.
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
@@ -27,6 +26,7 @@ from relayd.spool.model import (
     QueueId,
     Settlement,
 )
+from relayd.values import frozen
 
 
 class Draft(Protocol):
@@ -81,7 +81,7 @@ class Taker(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Hold:
     """A (mailbox, From) that Microsoft refuses for now; its deliveries are HELD.
 
@@ -97,7 +97,7 @@ class Hold:
     probe_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Work:
     """What waits. mailboxes: with READY or due rows, best priority first; next_due_at: the
     earliest later moment at which a row or a probe comes due, None if none.
@@ -107,7 +107,7 @@ class Work:
     next_due_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Expired:
     """A delivery that was given up because its time was over; for the log and for reports."""
 

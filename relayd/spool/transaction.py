@@ -23,6 +23,7 @@ from relayd.clock import from_micros
 from relayd.spool.ids import DELIVERIES
 from relayd.spool.model import MailboxRef, QueueId
 from relayd.spool.store import Hold
+from relayd.values import frozen
 
 T_co = TypeVar("T_co", covariant=True)
 Value: TypeAlias = str | int | float | bytes | None
@@ -48,7 +49,7 @@ class Operation(Generic[T_co]):
         raise NotImplementedError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Policy:
     """What the spool was told of keeping and trying. All times in microseconds.
 

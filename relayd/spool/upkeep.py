@@ -7,7 +7,6 @@ keeps mail waiting; an operation returns None or an empty result when nothing is
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Final
 
 from relayd.clock import from_micros
@@ -22,6 +21,7 @@ from relayd.spool.transaction import (
     nothing_left,
     sibling_values,
 )
+from relayd.values import frozen
 
 _PART: Final = 500
 _BUILT_AT: Final = 1_767_225_600_000_000
@@ -55,7 +55,7 @@ def _columns(template: str) -> str:
     return ", ".join(template.format(priority=rank) for rank in _RANKS)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReadWork(Operation[Work]):
     """Find which mailboxes have work, and when the next comes due."""
 
@@ -99,7 +99,7 @@ def _probes(batch: Transaction) -> list[tuple[MailboxRef, int]]:
     return [(MailboxRef(str(up), str(box)), int(at or 0)) for up, box, at in rows]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Expire(Operation[tuple[Expired, ...]]):
     """Give up what was not delivered in its time; () when none is left."""
 
@@ -169,7 +169,7 @@ def _give_up(batch: Transaction, deliveries: list[int]) -> None:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ForgetContent(Operation[int | None]):
     """Drop content of some old messages that are over: FAILED after keep_failed, SENT after
     keep_sent. returns: the id to go on from, None: all were looked at.
@@ -189,7 +189,7 @@ class ForgetContent(Operation[int | None]):
         return old[-1] if len(old) == _PART else None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ForgetHistory(Operation[int | None]):
     """Drop the rows of some messages that are over, have no content and are past `history`.
 
@@ -241,7 +241,7 @@ def _is_over(batch: Transaction, message: int) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Clamp(Operation[int]):
     """Bring back moments that a jumping clock put far ahead; O(mailboxes) if there are none.
 
@@ -284,7 +284,7 @@ class Clamp(Operation[int]):
         return changed
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class KnownFiles(Operation[frozenset[int]]):
     """Tell which of these messages have content, so that the other files are orphans."""
 

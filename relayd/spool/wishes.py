@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from relayd.spool import moves
@@ -16,6 +15,7 @@ from relayd.spool.leasing import drop_content
 from relayd.spool.model import MailboxRef, QueueId, State
 from relayd.spool.schema import CODES, STATES
 from relayd.spool.transaction import SIBLINGS, Operation, Transaction, marks, sibling_values
+from relayd.values import frozen
 
 _MOVED_AT_ONCE: Final = 1000
 _OUTCOMES: Final = {
@@ -27,7 +27,7 @@ _OUTCOMES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ask(Operation[int]):
     """Do what an operator wishes for these messages."""
 
@@ -129,7 +129,7 @@ def _journal(batch: Transaction, delivery: int, outcome: str) -> None:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Hasten(Operation[int]):
     """Make DEFERRED rows of an upstream due now: it answers again. 0 when none is left."""
 
@@ -157,7 +157,7 @@ class Hasten(Operation[int]):
         return len(ids)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Adopt(Operation[int]):
     """Hold the mail of upstreams that are gone, free that of those that are back; 0 when done."""
 

@@ -31,7 +31,14 @@ FORBIDDEN = {
     "cryptography",
     "setproctitle",
 }
-ROOMS = {"relayd.config", "relayd.observe", "relayd.master", "relayd.clock", "relayd.errors"}
+ROOMS = {
+    "relayd.config",
+    "relayd.observe",
+    "relayd.master",
+    "relayd.clock",
+    "relayd.errors",
+    "relayd.values",
+}
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ def test_sendmail_needs_little_of_the_standard_library(tmp_path: Path) -> None:
     assert foreign(modules) == set()
     assert {name for name in modules if name.startswith("relayd.")} == {
         "relayd.cli", "relayd.cli.deadletter", "relayd.cli.letter", "relayd.cli.sendmail",
-        "relayd.cli.submit",
+        "relayd.cli.submit", "relayd.values",
     }  # fmt: skip
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-import pytest
-
 from relayd.master.board import Board
 from relayd.master.child import ChildContext, Pulse
 
 
-def test_a_row_of_the_board_is_a_pulse_and_a_context_does_not_change() -> None:
+def test_a_row_of_the_board_is_a_pulse() -> None:
     pulse: Pulse = Board().row(0, max_connections=1, max_per_device=1)
     context = ChildContext(
         kind="worker",
@@ -21,7 +17,5 @@ def test_a_row_of_the_board_is_a_pulse_and_a_context_does_not_change() -> None:
         channel_fd=5,
         pulse=pulse,
     )
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        context.number = 2  # type: ignore[misc]  # that is the point
     assert context.pulse.enter("ups")
     assert not context.pulse.enter("ups")
