@@ -1,9 +1,9 @@
 """A worker's slots: granted by the cache daemon, kept a moment for the next message.
 
-    acquire       asks the daemon and waits its turn
+    acquire       waits for a slot: one given up here, or one the daemon was asked for meanwhile
     try_acquire   takes a slot that lingers here; instant, no round trip: the busy case
-    release       lets it linger (half a second), or gives it back at once when it was
-                  recalled, its sends are used up, or somebody here waits at the daemon
+    release       lets it linger (half a second) for whoever waits or comes, or gives it back
+                  at once when it was recalled or its sends are used up
     rest, back    what this worker learned of Microsoft (429; it works again) all others hear
 
 While the daemon is away what is held stays held; after two seconds (the master brings it
@@ -13,6 +13,9 @@ what is in use here (`slot.claim`), before it grants anything to anybody. Should
 while a reload overlaps two generations, each has a worker n: for as long as the old one's send
 lasts a mailbox may see one more than `capacity` for each. Microsoft answers that with 429, which
 rests the mailbox; knowing better would need the daemon that is away.
+
+A question once asked stays asked: is its asker served from here meanwhile, what the daemon
+grants lingers. Other workers lose nothing by it, a slot that lingers is recalled at once.
 
 Frames: see `quota.desk`. Works patched by gevent or not; no lock is held over a talk,
 but for the claims.
@@ -45,6 +48,7 @@ AWAY_GRACE_S: Final = 2.0
 _ANSWER_SLACK_S: Final = 1.0
 _LOOK_AGAIN_S: Final = 1.0
 _LOST_PAUSE_S: Final = 0.05
+_HIGH: Final = 0
 _NORMAL: Final = 1
 
 
@@ -77,7 +81,9 @@ class _Mailbox:
     busy: list[_Slot] = field(default_factory=list)
     idle: list[_Slot] = field(default_factory=list)
     recalled: int = 0
-    waiting: int = 0  # greenlets of this worker that wait at the daemon
+    waiting: int = 0  # greenlets that wait for a slot
+    urgent: int = 0  # those of them that are of high priority
+    asking: set[int] = field(default_factory=set)  # priorities the daemon is asked with now
     recent: collections.deque[float] = field(default_factory=collections.deque)
 
 
@@ -101,7 +107,8 @@ class SlotClient:
         self._linger_s = linger_s
         self._away_grace_s = away_grace_s
         self._clock = clock
-        self._changed = threading.Condition(threading.Lock())  # guards all below
+        self._lock = threading.Lock()  # guards all below
+        self._changed = threading.Condition(self._lock)
         self._mailboxes: dict[MailboxRef, _Mailbox] = {}
         self._grants = itertools.count(1)
         self._is_online = False
@@ -118,9 +125,10 @@ class SlotClient:
 
     def try_acquire(self, ref: MailboxRef) -> bool:
         """Take a slot that lingers here, at once; False if there is none."""
-        with self._changed:
+        with self._lock:
             mailbox = self._mailboxes.get(ref)
-            return mailbox is not None and self._take_idle(mailbox)
+            # Urgent mail that waits comes before whoever only passes by.
+            return mailbox is not None and not mailbox.urgent and self._take_idle(mailbox)
 
     def acquire(
         self,
@@ -137,26 +145,28 @@ class SlotClient:
         priority:   0 high (waits for no pacing), 1 normal, 2 low.
         """
         deadline = self._clock.monotonic() + timeout_s
-        mailbox = self._mailbox(ref, capacity, per_minute)
-        try:
-            while True:
-                with self._changed:
-                    if self._take_idle(mailbox) or self._take_share(mailbox):
-                        return True
+        is_urgent = priority == _HIGH
+        with self._lock:
+            mailbox = self._mailboxes.setdefault(ref, _Mailbox())
+            mailbox.capacity, mailbox.per_minute = capacity, per_minute
+            mailbox.waiting += 1
+            mailbox.urgent += is_urgent
+            try:
+                while not self._served(mailbox, priority):
                     left_s = deadline - self._clock.monotonic()
                     if left_s <= 0:
                         return False
-                    if not self._is_online:
+                    if self._is_online:
+                        self._have_asked(ref, mailbox, priority, left_s)
+                        self._changed.wait(left_s)
+                    else:
                         self._changed.wait(min(left_s, self._share_in_s() or _LOOK_AGAIN_S))
-                        continue
-                answer = self._ask(ref, mailbox, priority, left_s)
-                if answer is not None:
-                    return answer
-                with self._changed:  # let the reader find out, before asking again
-                    self._changed.wait(min(left_s, _LOST_PAUSE_S))
-        finally:
-            with self._changed:
+                return True
+            finally:
                 mailbox.waiting -= 1
+                mailbox.urgent -= is_urgent
+                if is_urgent and mailbox.waiting:
+                    self._changed.notify_all()  # those who let it go first
                 self._forget_if_empty(ref)
 
     def release(self, ref: MailboxRef, *, unused: bool = False) -> None:
@@ -164,7 +174,7 @@ class SlotClient:
 
         unused: nothing was sent with it; it does not count for pacing.
         """
-        with self._changed:
+        with self._lock:
             mailbox = self._mailboxes.get(ref)
             if mailbox is None or not mailbox.busy:
                 log.error("slots.bug", mailbox=ref.mailbox, text="released what was not held")
@@ -174,22 +184,14 @@ class SlotClient:
                 slot.put_back()
                 if mailbox.recent:
                     mailbox.recent.pop()
-            if not self._may_linger(mailbox, slot):
-                mailbox.recalled = max(0, mailbox.recalled - 1)
-                back = slot
-            else:
-                slot.lingers_until = self._clock.monotonic() + self._linger_s
-                mailbox.idle.append(slot)
-                back = None
+            if self._may_linger(mailbox, slot):
+                self._let_linger(mailbox, slot)
+                return
+            mailbox.recalled = max(0, mailbox.recalled - 1)
             if not self._is_online:
                 self._changed.notify_all()
-            must_sweep = back is None and not self._is_sweeping
-            self._is_sweeping |= must_sweep
             self._forget_if_empty(ref)
-        if back is not None:
-            self._give_back(back)
-        if must_sweep:
-            threading.Thread(target=self._sweep, name="slots", daemon=True).start()
+        self._give_back(slot)
 
     def rest(self, ref: MailboxRef, rest_s: float) -> None:
         """Have the other workers leave a mailbox alone; while the daemon is away nobody hears."""
@@ -213,16 +215,13 @@ class SlotClient:
 
     def held(self) -> dict[MailboxRef, int]:
         """Return how many slots are in use here, by mailbox."""
-        with self._changed:
+        with self._lock:
             return {ref: len(one.busy) for ref, one in self._mailboxes.items() if one.busy}
 
-    def _mailbox(self, ref: MailboxRef, capacity: int, per_minute: int) -> _Mailbox:
-        """Return the mailbox's books, with the caller counted as waiting."""
-        with self._changed:
-            mailbox = self._mailboxes.setdefault(ref, _Mailbox())
-            mailbox.capacity, mailbox.per_minute = capacity, per_minute
-            mailbox.waiting += 1
-            return mailbox
+    def _served(self, mailbox: _Mailbox, priority: int) -> bool:
+        if mailbox.urgent and priority != _HIGH:
+            return False
+        return self._take_idle(mailbox) or self._take_share(mailbox)
 
     def _take_idle(self, mailbox: _Mailbox) -> bool:
         if not mailbox.idle:
@@ -258,43 +257,69 @@ class SlotClient:
             mailbox.recent.append(now)
 
     def _may_linger(self, mailbox: _Mailbox, slot: _Slot) -> bool:
-        if slot.sends == 0 or self._linger_s <= 0:
+        if slot.sends == 0 or (self._linger_s <= 0 and not mailbox.waiting):
             return False
         # While the daemon is away nobody but us can use it.
-        return not self._is_online or not (mailbox.recalled or mailbox.waiting)
+        return not self._is_online or not mailbox.recalled
 
-    def _ask(self, ref: MailboxRef, mailbox: _Mailbox, priority: int, left_s: float) -> bool | None:
-        """Ask the daemon; None: it went away meanwhile, begin again."""
-        with self._changed:
-            epoch, grant = self._epoch, next(self._grants)
+    def _let_linger(self, mailbox: _Mailbox, slot: _Slot) -> None:
+        slot.lingers_until = self._clock.monotonic() + self._linger_s
+        mailbox.idle.append(slot)
+        if mailbox.waiting:
+            self._changed.notify_all()
+        if not self._is_sweeping:
+            self._is_sweeping = True
+            threading.Thread(target=self._sweep, name="slots", daemon=True).start()
+
+    def _have_asked(self, ref: MailboxRef, mailbox: _Mailbox, priority: int, left_s: float) -> None:
+        """See that the daemon is asked for one more; it answers when there is one."""
+        if priority in mailbox.asking:
+            return
+        mailbox.asking.add(priority)
+        threading.Thread(
+            target=self._ask_for,
+            args=(ref, mailbox, priority, left_s),
+            name="slots-ask",
+            daemon=True,
+        ).start()
+
+    def _ask_for(self, ref: MailboxRef, mailbox: _Mailbox, priority: int, left_s: float) -> None:
+        """Ask the daemon for a slot; what comes lingers for whoever waits here."""
+        with self._lock:
+            epoch, slot = self._epoch, _Slot(next(self._grants), 0)
         payload: frames.Payload = {
             "upstream": ref.upstream,
             "mailbox": ref.mailbox,
             "capacity": mailbox.capacity,
             "per_minute": mailbox.per_minute,
             "priority": priority,
-            "grant": grant,
+            "grant": slot.grant,
             "timeout_s": left_s,
         }
+        is_granted = is_lost = False
         try:
             answer = self._client.call("slot.acquire", payload, timeout_s=left_s + _ANSWER_SLACK_S)
             is_granted = frames.flag(answer, "granted")
-            sends = None if answer.get("sends") is None else frames.integer(answer, "sends")
+            slot.sends = None if answer.get("sends") is None else frames.integer(answer, "sends")
         except CacheUnavailable:
-            self._give_back(_Slot(grant, 0))  # it may have been granted a moment too late
-            return None
+            is_lost = True  # it may have been granted a moment too late
         except (Refused, Garbage) as error:
             log.exception("slots.bug", mailbox=ref.mailbox, text=str(error))
-            return False
-        if not is_granted:
-            return False
-        with self._changed:
-            if epoch == self._epoch:
-                self._use(mailbox, _Slot(grant, sends))
-                return True
-        # Granted by a connection that has ended since, or after this worker said what it holds.
-        self._give_back(_Slot(grant, sends))
-        return None
+            is_granted, is_lost = False, True
+        with self._lock:
+            # Granted by a connection that has ended since, or after this worker said what it holds?
+            is_lost |= is_granted and epoch != self._epoch
+            if is_granted and not is_lost:
+                self._let_linger(mailbox, slot)
+        if is_lost:
+            self._give_back(slot)
+        with self._lock:
+            if is_lost:  # let the reader find out, before asking again
+                self._changed.wait(_LOST_PAUSE_S)
+            mailbox.asking.discard(priority)
+            if mailbox.waiting:
+                self._changed.notify_all()
+            self._forget_if_empty(ref)
 
     def _give_back(self, slot: _Slot) -> None:
         try:
@@ -304,7 +329,7 @@ class SlotClient:
 
     def _connected(self, tell: Tell) -> None:
         """Say what is in use here before anything is granted (in the reader thread)."""
-        with self._changed:
+        with self._lock:
             self._epoch += 1
             now = self._clock.monotonic()
             claims: list[frames.Payload] = []
@@ -324,7 +349,7 @@ class SlotClient:
             self._changed.notify_all()
 
     def _lost(self) -> None:
-        with self._changed:
+        with self._lock:
             self._is_online = False
             self._away_since = self._clock.monotonic()
             for mailbox in self._mailboxes.values():
@@ -334,7 +359,7 @@ class SlotClient:
     def _recalled(self, payload: frames.Payload) -> None:
         """Somebody else needs a slot: an idle one now, or the next that is done with."""
         ref = MailboxRef(frames.text(payload, "upstream"), frames.text(payload, "mailbox"))
-        with self._changed:
+        with self._lock:
             mailbox = self._mailboxes.get(ref)
             if mailbox is None:
                 return
@@ -355,7 +380,7 @@ class SlotClient:
     def _sweep(self) -> None:
         """Give back what lingered in vain; ends when nothing lingers any more."""
         while True:
-            with self._changed:
+            with self._lock:
                 now = self._clock.monotonic()
                 stale, next_at = self._stale(now)
                 if not stale and next_at is None:
@@ -382,7 +407,7 @@ class SlotClient:
 
     def _forget_if_empty(self, ref: MailboxRef) -> None:
         mailbox = self._mailboxes.get(ref)
-        if mailbox is None or mailbox.busy or mailbox.idle or mailbox.waiting:
+        if mailbox is None or mailbox.busy or mailbox.idle or mailbox.waiting or mailbox.asking:
             return
         now = self._clock.monotonic()
         if not mailbox.recent or mailbox.recent[-1] <= now - WINDOW_S:

@@ -224,15 +224,49 @@ def test_a_grant_that_got_lost_is_given_back_and_asked_for_again(
     assert slots.held() == {BOX: 1}
 
 
-def test_a_slot_is_given_back_for_a_waiter_of_the_same_worker(house: House) -> None:
+def test_a_slot_given_up_goes_to_a_waiter_of_the_same_worker(house: House) -> None:
     house.up()
     slots = house.worker()
     slots.acquire(BOX, 1, LONG_S)
     thread, got = behind(lambda: slots.acquire(BOX, 1, LONG_S))
     until(lambda: house.use() == [(1, 1)])
+    held = slots._mailboxes[BOX].busy[0].grant
     slots.release(BOX)
     thread.join()
     assert got == [True]
+    assert slots._mailboxes[BOX].busy[0].grant == held, "the daemon had no hand in it"
+
+
+def test_a_slot_that_comes_too_late_lingers_and_goes_back(house: House) -> None:
+    house.up()
+    slots, other = house.worker(linger_s=0.01), house.worker(2)
+    other.acquire(BOX, 2, LONG_S)
+    slots.acquire(BOX, 2, LONG_S)
+    thread, got = behind(lambda: slots.acquire(BOX, 2, LONG_S))
+    until(lambda: house.use() == [(2, 1)])
+    slots.release(BOX)
+    thread.join()
+    slots.release(BOX)
+    until(lambda: house.use() == [(1, 0)])  # the one still asked for came, lingered, went back
+    assert got == [True]
+    assert slots._mailboxes == {}
+
+
+def test_urgent_mail_gets_a_slot_given_up_here_before_others(house: House) -> None:
+    house.up()
+    slots = house.worker()
+    slots.acquire(BOX, 1, LONG_S)
+    normal, normal_got = behind(lambda: slots.acquire(BOX, 1, LONG_S))
+    until(lambda: slots._mailboxes[BOX].waiting == 1)
+    high, high_got = behind(lambda: slots.acquire(BOX, 1, LONG_S, priority=0))
+    until(lambda: slots._mailboxes[BOX].urgent == 1)
+    slots.release(BOX)
+    assert not slots.try_acquire(BOX), "who only passes by does not overtake it"
+    high.join()
+    assert (normal_got, high_got) == ([], [True])
+    slots.release(BOX)
+    normal.join()
+    assert normal_got == [True]
 
 
 def test_a_wait_ends_with_its_time(house: House) -> None:
@@ -240,7 +274,7 @@ def test_a_wait_ends_with_its_time(house: House) -> None:
     first, second = house.worker(1), house.worker(2)
     first.acquire(BOX, 1, LONG_S)
     assert not second.acquire(BOX, 1, 0.01)
-    assert house.use() == [(1, 0)]
+    until(lambda: house.use() == [(1, 0)])  # the daemon's own clock rings a moment later
 
 
 def test_high_priority_goes_first(house: House) -> None:
