@@ -21,7 +21,7 @@ from relayd.deliver.outcome import Answer, Result, Sent
 from relayd.deliver.transport import Grip, OpenContent
 from relayd.errors import LeaseLost, SpoolUnavailable
 from relayd.spool.model import Lease, MailboxRef, NewDelivery, QueueId, Settlement, State
-from relayd.spool.store import Draft, Expired, Hold, Taker, Work
+from relayd.spool.store import Draft, Expired, Hold, Taker, Told, Work
 
 ALERTS = MailboxRef("contoso", "alerts@contoso.com")
 LEASE_S = 240.0
@@ -210,6 +210,14 @@ class FakeDoor:
                 since=self.clock.utcnow(),
                 probe_at=settlement.due_at,
             )
+
+    def settle_soon(self, lease: Lease, settlement: Settlement, told: Told) -> None:
+        trouble: LeaseLost | SpoolUnavailable | None = None
+        try:
+            self.settle(lease, settlement)
+        except (LeaseLost, SpoolUnavailable) as error:
+            trouble = error
+        told(trouble)
 
     def content(self, message: QueueId) -> AbstractContextManager[Iterator[bytes]]:
         self._check("content")

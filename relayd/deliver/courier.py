@@ -1,9 +1,11 @@
 """Delivers: takes a slot, leases the best row of that mailbox, sends, settles.
 
     born leased   a message accepted here goes out at once where a slot is at hand (`take`)
-    pumps         one greenlet for each mailbox with work waits for a slot, then leases as
-                  many rows as it got slots; mailboxes take turns for the carriers, so that
-                  one with 100,000 rows never stands in the way of others
+    pump          one greenlet for each mailbox with work waits for a slot, then leases; mailboxes
+                  take turns for the permits, so that one with 100,000 rows stops no other
+    in hand       where sending is faster than leasing, some rows more than there are slots are
+                  leased, so that no slot waits for the spool
+    carriers      a greenlet for each slot in use sends what is in hand, one after the other
     one loop      wakes at the next due moment, never in between
 
 Microsoft takes responsibility with 202; that is "sent", not "delivered". Nothing is leased
@@ -177,6 +179,8 @@ class Courier:
         self._wake.set()
         for carried in self._in_flight:
             carried.is_stopping = carried.lease.priority > 0
+        for lane in self._lanes.values():
+            self._stop_hand(lane)
         urgent = [gevent.spawn(self._last_urgent, lane, deadline) for lane in lanes]
         gevent.joinall(urgent, timeout=max(deadline - self._clock.monotonic(), 0.0))
         self._idle.wait(max(deadline - self._clock.monotonic(), 0.0))
@@ -185,6 +189,14 @@ class Courier:
         for way in self._ways.values():
             way.transport.close()
         return len(self._in_flight)
+
+    def _stop_hand(self, lane: Lane) -> None:
+        """Give back what is in hand, but for what is urgent."""
+        urgent = [one for one in lane.hand if not one.is_stopping]
+        for one in urgent:
+            lane.hand.remove(one)
+        self._give_up_hand(lane, "the worker stops")
+        lane.hand.extend(urgent)
 
     def reclaim(self, pid: int | None = None) -> int:
         """Take back the leases of a worker that died, and deliver them; raises nothing."""
@@ -239,12 +251,18 @@ class Courier:
         lane = self._lane(delivery.mailbox)
         if lane is None:
             return False
-        permits = self._permits[lane.ref.upstream]
-        if self._is_clear(lane, delivery, priority) and permits.acquire(blocking=False):
+        if self._is_clear(lane, delivery, priority) and lane.permits.acquire(blocking=False):
             if self._slots.try_acquire(lane.ref):
-                lane.in_flight += 1
-                return True
-            permits.release()
+                lane.slots_aside += 1
+            elif lane.room() <= 0:
+                lane.permits.release()
+                return self._must_wait(lane, priority)
+            lane.in_flight += 1
+            lane.unsent += 1
+            return True
+        return self._must_wait(lane, priority)
+
+    def _must_wait(self, lane: Lane, priority: int) -> bool:
         if priority == 0:
             lane.is_urgent = True  # it will be in the spool in a moment; it must not wait its turn
         return False
@@ -254,14 +272,22 @@ class Courier:
         lane = self._lane(lease.mailbox)
         if lane is None:  # `wants` said yes: it is there
             raise LookupError(lease.mailbox.upstream)
-        self._spawn(lane, lease)
+        carried = self._picked_up(lease)
+        if lane.slots_aside:
+            lane.slots_aside -= 1
+            self._start_carrier(lane, carried)
+        else:
+            self._lay_in_hand(lane, [carried])
 
     def spare(self, delivery: NewDelivery) -> None:
         """Put back what `wants` set aside; see Taker."""
         lane = self._lanes[delivery.mailbox]
         lane.in_flight -= 1
-        self._slots.release(lane.ref, unused=True)
-        self._permits[lane.ref.upstream].release()
+        lane.unsent -= 1
+        lane.permits.release()
+        if lane.slots_aside:
+            lane.slots_aside -= 1
+            self._slots.release(lane.ref, unused=True)
         self._go_on(lane)
 
     def offer(self, mailboxes: Sequence[MailboxRef]) -> None:
@@ -293,7 +319,7 @@ class Courier:
                     self._unknown.add(ref.upstream)
                     log.warning("upstream.unknown", upstream=ref.upstream)
                 return None
-            lane = self._lanes[ref] = Lane(ref, way)
+            lane = self._lanes[ref] = Lane(ref, way, self._permits[ref.upstream])
         return lane
 
     # --- the loop ------------------------------------------------------------------------
@@ -406,7 +432,7 @@ class Courier:
             self._wake_by(moment)
 
     def _start_pump(self, lane: Lane) -> None:
-        priority = 0 if lane.is_urgent else 1
+        priority = 0 if lane.is_urgent or lane.has_urgent_in_hand() else 1
         if priority not in lane.pumps:
             lane.pumps.add(priority)
             gevent.spawn(self._pump, lane, priority)
@@ -422,10 +448,18 @@ class Courier:
             and (circuit.is_up() or now >= circuit.probe_at)
         )
 
+    def _may_send(self, lane: Lane) -> bool:
+        """Tell whether nothing has come in the way of what is in hand."""
+        return (
+            not self._clock_is_wrong
+            and lane.way.circuit.is_up()
+            and not lane.is_resting(self._clock.monotonic())
+        )
+
     def _pump(self, lane: Lane, priority: int) -> None:
-        """Lease for one mailbox as long as it has work; one for each lane and priority."""
+        """Get slots for one mailbox as long as it has work; one for each lane and priority."""
         try:
-            while lane.has_work and self._may_lease(lane) and self._turn_of(lane, priority):
+            while self._has_use_for_slots(lane) and self._turn_of(lane, priority):
                 pass
         except Exception:  # an unforeseen fault must not silence a mailbox
             log.exception("courier.bug", upstream=lane.ref.upstream, mailbox=lane.ref.mailbox)
@@ -434,43 +468,104 @@ class Courier:
             self._wake.set()
         finally:
             lane.pumps.discard(priority)
+            if not lane.pumps and not lane.carriers:
+                self._give_up_hand(lane)
+
+    def _has_use_for_slots(self, lane: Lane) -> bool:
+        return bool(lane.hand) or (lane.has_work and self._may_lease(lane))
 
     def _turn_of(self, lane: Lane, priority: int) -> bool:
-        """Take slots, then a place among the carriers, then lease; False: enough for now."""
+        """Take slots, then permits, then lease; False: enough for now."""
         if not self._wait_for_slot(lane, priority):
+            if not lane.carriers:
+                self._give_up_hand(lane)
             return lane.has_work
+        if lane.hand or not lane.has_work:
+            self._man(lane, slots=1)
+            return True
         slots, permits = 1, 0
-        carriers = self._permits[lane.ref.upstream]
         leases: list[Lease] = []
         is_probe = False
         is_up = lane.way.circuit.is_up()
         try:
-            while is_up and slots < _BATCH and self._slots.try_acquire(lane.ref):
+            while is_up and slots < lane.reach and self._slots.try_acquire(lane.ref):
                 slots += 1
-            carriers.acquire()  # in order of arrival: mailboxes take turns
-            permits = 1
-            wanted = min(slots * lane.rows_per_slot(), _BATCH) if is_up else 1
-            while permits < wanted and carriers.acquire(blocking=False):
-                permits += 1
+            permits = self._permits_for(lane, max(slots, lane.room(slots)) if is_up else 1)
             leases, is_probe = self._lease(lane, permits)
         finally:
-            for _ in range(permits - len(leases)):
-                carriers.release()
-            for _ in range(slots - len(leases)):
-                self._slots.release(lane.ref, unused=True)
-        self._send_out(lane, leases, slots, is_probe=is_probe)
+            self._hand_out(lane, leases, permits=permits, slots=slots, is_probe=is_probe)
         # While a probe is out, or after one, the loop decides.
         # Work noted while the lease came back empty found this pump, and started no other.
         return is_up and not is_probe and (bool(leases) or lane.has_work)
 
-    def _send_out(self, lane: Lane, leases: Sequence[Lease], slots: int, *, is_probe: bool) -> None:
-        """Carry leases, one after the other in each slot."""
+    def _permits_for(self, lane: Lane, wanted: int) -> int:
+        """Wait for a permit, and take as many more as are wanted and to be had."""
+        lane.permits.acquire()  # in order of arrival: mailboxes take turns
+        permits = 1
+        while permits < min(wanted, _BATCH) and lane.permits.acquire(blocking=False):
+            permits += 1
+        return permits
+
+    def _hand_out(
+        self, lane: Lane, leases: Sequence[Lease], *, permits: int, slots: int, is_probe: bool
+    ) -> None:
+        """Give leases to carriers in the slots taken for them; what is too many goes back."""
         lane.in_flight += len(leases)
+        lane.unsent += len(leases)
+        for _ in range(permits - len(leases)):
+            lane.permits.release()
         carried = [self._picked_up(lease, is_probe=is_probe) for lease in leases]
-        for late in carried[slots:]:
-            late.slot_held = False
-        for first in range(min(slots, len(carried))):
-            gevent.spawn(self._carry_all, lane, carried[first::slots])
+        if is_probe and carried:  # in nobody's hand: it alone may go
+            self._start_carrier(lane, carried[0])
+            slots -= 1
+        else:
+            lane.lay_in_hand(carried)
+        self._man(lane, slots=slots)
+
+    # --- in hand --------------------------------------------------------------------------
+
+    def _lay_in_hand(self, lane: Lane, carried: Sequence[Carried]) -> None:
+        lane.lay_in_hand(carried)
+        self._man(lane)
+
+    def _man(self, lane: Lane, *, slots: int = 0) -> None:
+        """Have what is in hand carried: in `slots` taken for it, those at hand, else by a pump."""
+        if lane.hand and not self._may_send(lane):
+            self._give_up_hand(lane)
+        while lane.hand and (slots or self._slots.try_acquire(lane.ref)):
+            slots = max(slots - 1, 0)
+            if not lane.hand:  # taking a slot may let others run
+                slots += 1
+                break
+            self._start_carrier(lane, lane.hand.popleft())
+        for _ in range(slots):
+            self._slots.release(lane.ref, unused=True)
+        if lane.hand:
+            self._start_pump(lane)
+
+    def _give_up_hand(self, lane: Lane, reason: str = "its turn did not come") -> None:
+        """Give back what is in hand, untried: only now can it be leased again."""
+        while lane.hand:
+            carried = lane.hand.popleft()
+            lane.unsent -= 1
+            settlement = returned(reason, transport=lane.way.transport.name)
+            self._settle(lane, carried, settlement)
+
+    def _lease_ahead(self, lane: Lane) -> None:
+        """Lease what the slots in use will soon be free for; one greenlet for each lane."""
+        permits = 0
+        leases: list[Lease] = []
+        try:
+            while permits < min(lane.room(), _BATCH) and lane.permits.acquire(blocking=False):
+                permits += 1
+            if permits and self._may_send(lane):
+                leases, _ = self._lease(lane, permits)
+        except Exception:  # an unforeseen fault must not silence a mailbox
+            log.exception("courier.bug", upstream=lane.ref.upstream, mailbox=lane.ref.mailbox)
+            lane.has_work = True
+        finally:
+            lane.is_leasing_ahead = False
+            self._hand_out(lane, leases, permits=permits, slots=0, is_probe=False)
 
     def _wait_for_slot(self, lane: Lane, priority: int) -> bool:
         upstream = lane.way.upstream
@@ -514,6 +609,7 @@ class Courier:
             leases = []
         else:
             self._spool_is_well()
+            lane.note_lease(len(leases), limit)
             if len(leases) == limit:
                 lane.has_work = True
                 lane.is_urgent |= leases[-1].priority == 0
@@ -524,10 +620,10 @@ class Courier:
 
     def _last_urgent(self, lane: Lane, deadline: float) -> None:
         """While stopping: send what is of high priority, give back the first that is not."""
-        upstream, carriers = lane.way.upstream, self._permits[lane.ref.upstream]
+        upstream = lane.way.upstream
         while lane.way.circuit.is_up():
             left_s = deadline - self._clock.monotonic()
-            if left_s <= 0 or not carriers.acquire(timeout=left_s):
+            if left_s <= 0 or not lane.permits.acquire(timeout=left_s):
                 return
             leases: list[Lease] = []
             left_s = deadline - self._clock.monotonic()
@@ -544,17 +640,16 @@ class Courier:
             if not leases:
                 if has_slot:
                     self._slots.release(lane.ref, unused=True)
-                carriers.release()
+                lane.permits.release()
                 return
             lane.in_flight += 1
+            lane.unsent += 1
+            lane.carriers += 1
             self._carry(lane, self._picked_up(leases[0]))
             if leases[0].priority > 0:
                 return
 
-    # --- carrying one delivery --------------------------------------------------------------
-
-    def _spawn(self, lane: Lane, lease: Lease, *, is_probe: bool = False) -> None:
-        gevent.spawn(self._carry, lane, self._picked_up(lease, is_probe=is_probe))
+    # --- carrying -------------------------------------------------------------------------------
 
     def _picked_up(self, lease: Lease, *, is_probe: bool = False) -> Carried:
         carried = Carried(lease, self._clock, is_probe)
@@ -565,58 +660,61 @@ class Courier:
             self._keeper = gevent.spawn(self._keep_leases)
         return carried
 
-    def _carry_all(self, lane: Lane, chain: Sequence[Carried]) -> None:
-        """Send one after the other; each is settled while the next is sent."""
-        for carried in chain[:-1]:
-            settlement = self._exchanged(lane, carried)
-            gevent.spawn(self._conclude, lane, carried, settlement)
-        self._carry(lane, chain[-1])
+    def _start_carrier(self, lane: Lane, first: Carried) -> None:
+        lane.carriers += 1
+        gevent.spawn(self._carry, lane, first)
 
-    def _carry(self, lane: Lane, carried: Carried) -> None:
-        """Send and settle one lease; owns a permit and a place in the lane."""
-        self._conclude(lane, carried, self._exchanged(lane, carried))
+    def _carry(self, lane: Lane, first: Carried) -> None:
+        """Send, in the slot taken for it, then what is in hand; each is settled meanwhile."""
+        carried: Carried | None = first
+        while carried is not None:
+            settlement = self._exchanged(lane, carried)
+            # The exchange is over: the next may begin while this one is settled.
+            self._slots.release(lane.ref, unused=not carried.has_begun)
+            lane.unsent -= 1
+            if settlement is None:
+                self._let_go(lane, carried)
+            else:
+                self._settle(lane, carried, settlement)
+            carried = self._next_in_hand(lane)
+        lane.carriers -= 1
+        self._go_on(lane)
 
     def _exchanged(self, lane: Lane, carried: Carried) -> Settlement | None:
-        """Send, in the slot in hand or the next to be had; None: touch nothing."""
+        """Send once; None: touch nothing."""
         try:
-            if not carried.slot_held and not self._take_slot(lane, carried):
-                return returned("its turn did not come", transport=lane.way.transport.name)
             return self._attempt(lane, carried)
         except Exception:  # the courier's edge: unknown is temporary, the lease runs out
             log.exception("courier.bug", id=queue_id_text(carried.lease.message))
             return None
-        finally:
-            self._give_slot_back(lane, carried)
 
-    def _take_slot(self, lane: Lane, carried: Carried) -> bool:
-        if carried.is_stopping or not self._may_lease(lane):
-            return False
-        carried.slot_held = self._slots.try_acquire(lane.ref) or self._wait_for_slot(lane, 1)
-        return carried.slot_held
+    def _next_in_hand(self, lane: Lane) -> Carried | None:
+        """Return what to send next, with a slot taken for it; see that more is leased."""
+        if lane.has_work and not lane.is_leasing_ahead and lane.room() > 0:
+            lane.is_leasing_ahead = True
+            gevent.spawn(self._lease_ahead, lane)
+        if not lane.hand:
+            return None
+        if not self._may_send(lane):
+            self._give_up_hand(lane)
+            return None
+        if not self._slots.try_acquire(lane.ref):
+            self._start_pump(lane)  # it waits for a slot
+            return None
+        if lane.hand:
+            return lane.hand.popleft()
+        self._slots.release(lane.ref, unused=True)  # taking it let others run
+        return None
 
-    def _conclude(self, lane: Lane, carried: Carried, settlement: Settlement | None) -> None:
-        """Settle, and give up the permit and the place."""
-        try:
-            if settlement is not None:
-                self._settle(carried, settlement)
-                # Given back: only now can it be leased again, and nobody else will say so.
-                lane.has_work |= settlement.state is State.READY
-        except Exception:  # the courier's edge: unknown is temporary, the lease runs out
-            log.exception("courier.bug", id=queue_id_text(carried.lease.message))
-        finally:
-            self._in_flight.discard(carried)
-            if not self._in_flight:
-                self._idle.set()
-            lane.in_flight -= 1
-            self._permits[lane.ref.upstream].release()
-            if lane.has_work:
-                self._go_on(lane)
-
-    def _give_slot_back(self, lane: Lane, carried: Carried) -> None:
-        """The exchange is over; the next may begin while this one is settled."""
-        if carried.slot_held:
-            carried.slot_held = False
-            self._slots.release(lane.ref, unused=not carried.has_begun)
+    def _let_go(self, lane: Lane, carried: Carried) -> None:
+        """It is settled, or nothing of ours any more: give up the permit and the place."""
+        self._in_flight.discard(carried)
+        if not self._in_flight:
+            self._idle.set()
+        lane.in_flight -= 1
+        lane.permits.release()
+        if lane.has_work:
+            self._go_on(lane)
 
     def _attempt(self, lane: Lane, carried: Carried) -> Settlement | None:
         """Send once and decide; None: the lease is lost, touch nothing."""
@@ -765,38 +863,63 @@ class Courier:
 
     # --- settling ------------------------------------------------------------------------------
 
-    def _settle(self, carried: Carried, settlement: Settlement) -> None:
-        """Write down what became of it, however long the spool takes to come back."""
-        lease, tries = carried.lease, 0
-        while True:
-            try:
-                self._door.settle(lease, settlement)
-            except LeaseLost as error:
+    def _settle(self, lane: Lane, carried: Carried, settlement: Settlement) -> None:
+        """Have it written down what became of it; nobody waits."""
+        try:
+            self._door.settle_soon(
+                carried.lease,
+                settlement,
+                lambda trouble: self._told(lane, carried, settlement, trouble),
+            )
+        except Exception:  # the courier's edge: unknown is temporary, the lease runs out
+            log.exception("courier.bug", id=queue_id_text(carried.lease.message))
+            self._let_go(lane, carried)
+
+    def _told(
+        self,
+        lane: Lane,
+        carried: Carried,
+        settlement: Settlement,
+        trouble: LeaseLost | SpoolUnavailable | None,
+    ) -> None:
+        """Go on with what is settled; on the hub, waits for nothing."""
+        if isinstance(trouble, SpoolUnavailable):
+            self._spool_failed(trouble)
+            gevent.spawn(self._settle_later, lane, carried, settlement)
+            return
+        try:
+            if trouble is not None:
                 log.warning(
                     "lease.lost",
-                    id=queue_id_text(lease.message),
+                    id=queue_id_text(carried.lease.message),
                     outcome=settlement.outcome,
-                    text=str(error),
+                    text=str(trouble),
                 )
-                return
-            except SpoolUnavailable as error:
-                # DURABILITY: what Microsoft took must not stay "maybe sent" while we live.
-                self._spool_failed(error)
-                pause_s = _SPOOL_PAUSES_S[min(tries, len(_SPOOL_PAUSES_S) - 1)]
-                tries += 1
-                if self._is_stopped.wait(pause_s):
-                    log.error(  # noqa: TRY400  the spool's failure has been logged
-                        "message.unsettled",
-                        id=queue_id_text(lease.message),
-                        outcome=settlement.outcome,
-                        text="the worker ends and the spool cannot be written",
-                    )
-                    return
             else:
-                break
-        if self._spool_failures:
-            self._spool_is_well()
-        self._settled(lease, settlement)
+                self._spool_is_well()
+                self._settled(carried.lease, settlement)
+                # Given back: only now can it be leased again, and nobody else will say so.
+                lane.has_work |= settlement.state is State.READY
+        except Exception:  # the courier's edge: it is written down, and others wait
+            log.exception("courier.bug", id=queue_id_text(carried.lease.message))
+        finally:
+            self._let_go(lane, carried)
+
+    def _settle_later(self, lane: Lane, carried: Carried, settlement: Settlement) -> None:
+        """Try again to write it down, however long the spool takes to come back."""
+        # DURABILITY: what Microsoft took must not stay "maybe sent" while we live.
+        pause_s = _SPOOL_PAUSES_S[min(carried.unsettled, len(_SPOOL_PAUSES_S) - 1)]
+        carried.unsettled += 1
+        if self._is_stopped.wait(pause_s):
+            log.error(
+                "message.unsettled",
+                id=queue_id_text(carried.lease.message),
+                outcome=settlement.outcome,
+                text="the worker ends and the spool cannot be written",
+            )
+            self._let_go(lane, carried)
+            return
+        self._settle(lane, carried, settlement)
 
     def _settled(self, lease: Lease, settlement: Settlement) -> None:
         pair = (lease.mailbox, lease.header_from)

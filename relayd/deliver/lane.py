@@ -5,9 +5,12 @@ Plain records that the courier moves; no waiting and no I/O here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
+
+from gevent.lock import Semaphore
 
 from relayd.clock import Clock
 from relayd.config.model import Upstream
@@ -19,7 +22,8 @@ from relayd.spool.model import Lease, MailboxRef
 LEASE_MARGIN_S: Final = 5.0
 """An exchange must end so long before its lease does."""
 
-_ROWS_PER_SLOT: Final = 8
+_MOST_AHEAD: Final = 8
+_MOST_SLOTS: Final = 32
 
 
 class Slots(Protocol):
@@ -75,42 +79,80 @@ class Way:
 class Lane:
     """One mailbox.
 
-    has_work:   the spool may hold rows for it.
-    is_urgent:  one of them may be of high priority.
-    pumps:      priorities (0, 1) for which a greenlet waits for a slot.
-    in_flight:  deliveries under way from here.
-    rest_until: monotonic; Microsoft wants it left alone until then.
-    strikes:    refusals in a row.
-    told_wait:  `quota.waiting` was logged for the present wait.
-    lease_s:    how long the last lease took; send_s: a send, smoothed.
+    has_work:    the spool may hold rows for it.
+    is_urgent:   one of them may be of high priority.
+    pumps:       priorities (0, 1) for which a greenlet waits for a slot.
+    permits:     of its upstream: how much may be under way at once.
+    hand:        leased, and waiting for one of the carriers; urgent mail first.
+    carriers:    greenlets that send, each in a slot of its own.
+    slots_aside: slots taken for mail that is being committed.
+    in_flight:   deliveries under way from here, being committed or settled included.
+    unsent:      those of them whose exchange is not over.
+    rest_until:  monotonic; Microsoft wants it left alone until then.
+    strikes:     refusals in a row.
+    told_wait:   `quota.waiting` was logged for the present wait.
+    lease_s:     how long the last lease took; send_s: a send, smoothed.
+    reach:       how many slots to take for the next lease, at most.
     """
 
     ref: MailboxRef
     way: Way
+    permits: Semaphore
     has_work: bool = False
     is_urgent: bool = False
     pumps: set[int] = field(default_factory=set)
+    hand: deque[Carried] = field(default_factory=deque)
+    carriers: int = 0
+    slots_aside: int = 0
     in_flight: int = 0
+    unsent: int = 0
     rest_until: float = 0.0
     strikes: int = 0
     told_wait: bool = False
+    is_leasing_ahead: bool = False
     lease_s: float = 0.0
     send_s: float = 1.0
+    reach: int = 1
 
     def note_send(self, took_s: float) -> None:
         """Remember how long a send takes here."""
         self.send_s += (took_s - self.send_s) / 4
 
-    def rows_per_slot(self) -> int:
-        """Return how many rows to lease for each slot in hand, 1.._ROWS_PER_SLOT.
+    def note_lease(self, got: int, limit: int) -> None:
+        """Reach further when as many rows came as were asked for, and only for one when not.
 
-        More than one only where sending is faster than leasing, so that no row waits in
-        hand for long: what is in hand when a worker dies counts as "maybe sent". And never
-        where Exchange's pace decides.
+        A pump that took every slot at hand for the last few rows would leave none for the mail
+        that comes meanwhile: that would wait too, and keep the pump busy for ever.
+        """
+        self.reach = min(2 * self.reach, _MOST_SLOTS) if got == limit else 1
+
+    def ahead(self) -> int:
+        """Return how many rows to have in hand for each slot in use, 0.._MOST_AHEAD.
+
+        As many as are sent while the spool leases the next, so that no row waits in hand for
+        long: what is in hand when a worker dies counts as "maybe sent". And none where
+        Exchange's pace decides.
         """
         if self.way.upstream.messages_per_minute:
-            return 1
-        return max(1, min(_ROWS_PER_SLOT, int(self.lease_s / max(self.send_s, 0.0001))))
+            return 0
+        return min(_MOST_AHEAD, round(self.lease_s / max(self.send_s, 0.0001)))
+
+    def room(self, slots: int = 0) -> int:
+        """Return how much more may be leased while the slots in use, and `slots` more, are."""
+        return (self.carriers + slots) * (1 + self.ahead()) - self.unsent
+
+    def lay_in_hand(self, carried: Iterable[Carried]) -> None:
+        """Add to what is in hand, urgent mail before other."""
+        for one in carried:
+            if one.lease.priority:
+                self.hand.append(one)
+            else:
+                urgent = sum(not other.lease.priority for other in self.hand)
+                self.hand.insert(urgent, one)
+
+    def has_urgent_in_hand(self) -> bool:
+        """Tell whether mail of high priority waits for a carrier."""
+        return bool(self.hand) and self.hand[0].lease.priority == 0
 
     def rest(self, now: float, retry_after_s: float | None) -> None:
         """Leave the mailbox alone: as long as the server wishes, else longer each time."""
@@ -128,7 +170,7 @@ class Lane:
 
     def is_forgettable(self, now: float) -> bool:
         """Tell whether nothing is known of it that matters."""
-        busy = self.has_work or self.is_urgent or self.pumps or self.in_flight
+        busy = self.has_work or self.is_urgent or self.pumps or self.in_flight or self.carriers
         return not busy and not self.is_resting(now)
 
     def is_resting(self, now: float) -> bool:
@@ -140,18 +182,18 @@ class Lane:
 class Carried:
     """One lease in hand; the Grip that the transport works with.
 
-    slot_held:    a slot of the mailbox is in use for it.
     is_probe:     it finds out whether the upstream is back.
     has_begun:    an octet may have gone out.
     is_stopping:  set by the courier: do not begin any more.
+    unsettled:    how often what became of it could not be written down.
     """
 
     lease: Lease
     clock: Clock
     is_probe: bool = False
-    slot_held: bool = True
     has_begun: bool = False
     is_stopping: bool = False
+    unsettled: int = 0
 
     def may_start(self) -> bool:
         """Tell whether to try at all."""

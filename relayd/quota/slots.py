@@ -23,6 +23,7 @@ but for the claims.
 
 from __future__ import annotations
 
+import _thread  # its threads begin without a wait, so one may be begun under the lock
 import collections
 import itertools
 import threading
@@ -269,19 +270,14 @@ class SlotClient:
             self._changed.notify_all()
         if not self._is_sweeping:
             self._is_sweeping = True
-            threading.Thread(target=self._sweep, name="slots", daemon=True).start()
+            _thread.start_new_thread(self._sweep, ())
 
     def _have_asked(self, ref: MailboxRef, mailbox: _Mailbox, priority: int, left_s: float) -> None:
         """See that the daemon is asked for one more; it answers when there is one."""
         if priority in mailbox.asking:
             return
         mailbox.asking.add(priority)
-        threading.Thread(
-            target=self._ask_for,
-            args=(ref, mailbox, priority, left_s),
-            name="slots-ask",
-            daemon=True,
-        ).start()
+        _thread.start_new_thread(self._ask_for, (ref, mailbox, priority, left_s))
 
     def _ask_for(self, ref: MailboxRef, mailbox: _Mailbox, priority: int, left_s: float) -> None:
         """Ask the daemon for a slot; what comes lingers for whoever waits here."""

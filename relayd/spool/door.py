@@ -50,7 +50,7 @@ from relayd.spool.reading import Contents
 from relayd.spool.settling import ReleaseHeld, Settle
 from relayd.spool.space import Space, refuse_network
 from relayd.spool.sqlite import Applied, Core
-from relayd.spool.store import Expired, Hold, Taker, Work
+from relayd.spool.store import Expired, Hold, Taker, Told, Work
 from relayd.spool.transaction import Operation, Pair, Policy, Value, causes
 from relayd.spool.upkeep import Clamp, Expire, ForgetContent, ForgetHistory, KnownFiles, ReadWork
 from relayd.spool.wishes import Adopt, Ask, Hasten
@@ -323,6 +323,10 @@ class SqliteDoor:
         lost = self.ask(_settle(lease, settlement))
         if lost is not None:
             raise LeaseLost(*lost.args)
+
+    def settle_soon(self, lease: Lease, settlement: Settlement, told: Told) -> None:
+        """Record what became of it, with the next flush that somebody waits for."""
+        self._flusher.post(_settle(lease, settlement), told)
 
     def content(self, message: QueueId) -> Contents:
         """Open the content in pieces."""

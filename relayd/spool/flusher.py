@@ -23,6 +23,7 @@ import os
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, TypeAlias, TypeVar, cast
 
 from gevent import monkey
@@ -46,15 +47,20 @@ _MOST_PATIENT: Final = 32
 
 
 class _Ticket:
-    """One caller's operation. outcome: what the caller was, or is about to be, told."""
+    """One caller's operation.
 
-    __slots__ = ("deadline", "is_waited_for", "operation", "outcome", "waiter")
+    told:    called on the hub with the outcome; None: nobody wants to know (any more).
+    outcome: what was, or is about to be, told.
+    """
 
-    def __init__(self, operation: Operation[object], deadline: float) -> None:
+    __slots__ = ("deadline", "operation", "outcome", "told")
+
+    def __init__(
+        self, operation: Operation[object], deadline: float, told: Callable[[object], object] | None
+    ) -> None:
         self.operation = operation
         self.deadline = deadline
-        self.waiter: Waiter[object] = Waiter()
-        self.is_waited_for = True
+        self.told = told
         self.outcome: object = _TOO_LATE
 
 
@@ -134,7 +140,8 @@ class Flusher:
         """
         if self._closed:
             raise SpoolUnavailable("the spool is closed")
-        ticket = _Ticket(operation, deadline)
+        waiter: Waiter[object] = Waiter()
+        ticket = _Ticket(operation, deadline, waiter.switch)  # it goes on at once, and comes back
         if deadline < FOREVER:
             if deadline <= self._clock.monotonic():
                 raise SpoolUnavailable("too late to begin")
@@ -143,7 +150,7 @@ class Flusher:
                 self._set_alarm(deadline)
         self._put(ticket)
         try:
-            outcome = ticket.waiter.get()
+            outcome = waiter.get()
         except BaseException:
             self._leave(ticket)
             raise
@@ -151,11 +158,21 @@ class Flusher:
             raise type(outcome)(*outcome.args)  # one value answers many callers
         return outcome  # type: ignore[return-value]  # `run` of this operation gave it
 
-    def post(self, operation: Operation[object]) -> None:
-        """Have `operation` done in the next batch; nobody waits for it."""
-        ticket = _Ticket(operation, FOREVER)
-        ticket.is_waited_for = False
-        self._put(ticket)
+    def post(
+        self, operation: Operation[T], told: Callable[[T | SpoolUnavailable], None] | None = None
+    ) -> None:
+        """Have `operation` done durably; nobody waits for it.
+
+        told: called with its outcome in a turn of the hub of its own; must not block.
+        """
+        if told is None:
+            self._put(_Ticket(operation, FOREVER, None))
+            return
+        run = self._loop.run_callback
+        if self._closed:
+            run(partial(told, SpoolUnavailable("the spool is closed")))
+            return
+        self._put(_Ticket(operation, FOREVER, lambda outcome: run(partial(told, outcome))))  # type: ignore[arg-type]  # `run` of this operation gave it
 
     @property
     def is_closed(self) -> bool:
@@ -199,7 +216,7 @@ class Flusher:
 
     def _leave(self, ticket: _Ticket) -> None:
         """The caller was killed: what it asked for must not stay behind unowned."""
-        ticket.is_waited_for = False
+        ticket.told = None
         self._dated.discard(ticket)
         self._taken_out(ticket)
 
@@ -305,7 +322,7 @@ class Flusher:
         finally:
             now = self._clock.monotonic()
             for ticket, outcome in zip(batch, applied.outcomes, strict=True):
-                if ticket.is_waited_for:
+                if ticket.told is not None:
                     self._answer(ticket, outcome if now < ticket.deadline else _TOO_LATE)
             try:
                 self._tell_late(batch, applied.outcomes)
@@ -319,10 +336,11 @@ class Flusher:
                 self._on_late(ticket.operation, outcome)
 
     def _answer(self, ticket: _Ticket, outcome: object) -> None:
-        ticket.is_waited_for = False
+        told, ticket.told = ticket.told, None
         ticket.outcome = outcome
         self._dated.discard(ticket)
-        ticket.waiter.switch(outcome)  # it goes on at once, and comes back here
+        if told is not None:
+            told(outcome)
 
     # -- deadlines ------------------------------------------------------------------------
 

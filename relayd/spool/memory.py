@@ -30,7 +30,7 @@ from relayd.spool.model import (
     Settlement,
     State,
 )
-from relayd.spool.store import Expired, Hold, Taker, Work
+from relayd.spool.store import Expired, Hold, Taker, Told, Work
 from relayd.spool.transaction import Pair
 from relayd.spool.wishes import missing
 from relayd.values import frozen
@@ -326,6 +326,15 @@ class MemoryDoor:
             self._lift(row.pair)
         elif move.state is State.HELD and move.held_by == settlement.held_by:
             self._put_hold(row, settlement)
+
+    def settle_soon(self, lease: Lease, settlement: Settlement, told: Told) -> None:
+        """Record what became of it, and tell at once."""
+        trouble: LeaseLost | SpoolUnavailable | None = None
+        try:
+            self.settle(lease, settlement)
+        except (LeaseLost, SpoolUnavailable) as error:
+            trouble = error
+        told(trouble)
 
     def _end(self, row: Row, move: moves.Move, due: datetime) -> None:
         row.state, row.held_by, row.due = move.state, move.held_by, due

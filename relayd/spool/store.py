@@ -13,11 +13,12 @@ Source: docs/flow.md; the order of writes stands beside each `# DURABILITY:`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
+from relayd.errors import LeaseLost, SpoolUnavailable
 from relayd.spool.model import (
     Lease,
     MailboxRef,
@@ -123,6 +124,10 @@ class Expired:
     accepted_at: datetime
 
 
+Told: TypeAlias = Callable[[LeaseLost | SpoolUnavailable | None], None]
+"""Hears that a settlement is durable (None), or why it is not; runs on the hub, never blocks."""
+
+
 class Door(Protocol):
     """A worker's spool. Every method may be called from any greenlet."""
 
@@ -158,6 +163,13 @@ class Door(Protocol):
         SENT releases what is held for the same (mailbox, From). HELD by a cause other than
         "operator" makes or refreshes that Hold. An operator's wish made while it was leased
         (hold, delete) is obeyed. raises: LeaseLost, SpoolUnavailable (then try again).
+        """
+        ...
+
+    def settle_soon(self, lease: Lease, settlement: Settlement, told: Told) -> None:
+        """Do the same without waiting; `told` hears how it went, and what would have been raised.
+
+        Settlements of one caller are done in their order.
         """
         ...
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import gevent
 import pytest
 
 from relayd.errors import LeaseLost, SpoolUnavailable
-from relayd.spool.model import QueueId, Settlement, State
+from relayd.spool.model import Lease, QueueId, Settlement, State
 from tests.spooling import (
     ALERTS,
     FAILED,
@@ -249,6 +250,25 @@ def test_a_renewed_lease_outlives_its_first_end(backend: Backend, door: Store) -
 
 
 # -- settling -------------------------------------------------------------------------------
+
+
+def told_of(door: Store, lease: Lease, settlement: Settlement) -> object:
+    """Settle without waiting; return what was told, once it is."""
+    heard: list[object] = []
+    door.settle_soon(lease, settlement, heard.append)
+    while not heard:
+        gevent.idle()
+    return heard[0]
+
+
+def test_a_settlement_nobody_waits_for_is_told_when_durable(backend: Backend, door: Store) -> None:
+    message = put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    assert told_of(door, lease, SENT) is None
+    assert state_of(backend, message) == (State.SENT, "")
+    assert isinstance(told_of(door, lease, SENT), LeaseLost)
+    door.close()
+    assert isinstance(told_of(door, lease, SENT), SpoolUnavailable)
 
 
 def test_sent_is_kept_as_history_without_content(backend: Backend, door: Store) -> None:

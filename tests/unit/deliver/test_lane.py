@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from gevent.lock import Semaphore
+
 from relayd.clock import FakeClock
 from relayd.config.model import Upstream
 from relayd.deliver.lane import LEASE_MARGIN_S, Carried, Lane, Way
 from tests.deliver_fakes import ALERTS, LEASE_S, FakeTransport, lease_of
 
 
-def lane() -> Lane:
-    return Lane(ALERTS, Way(Upstream(name="contoso"), FakeTransport()))
+def lane(*, messages_per_minute: int = 30) -> Lane:
+    upstream = Upstream(name="contoso", messages_per_minute=messages_per_minute)
+    return Lane(ALERTS, Way(upstream, FakeTransport()), Semaphore(16))
 
 
 def test_a_mailbox_rests_as_the_server_wishes_or_longer_each_time() -> None:
@@ -79,18 +82,49 @@ def test_while_stopping_nothing_begins() -> None:
 
 
 def test_rows_are_leased_ahead_only_where_sending_is_faster_than_leasing() -> None:
-    one = Lane(ALERTS, Way(Upstream(name="contoso", messages_per_minute=0), FakeTransport()))
-    assert one.rows_per_slot() == 1, "nothing is known yet"
-    for lease_s, send_s, rows in ((0.01, 0.3, 1), (0.01, 0.004, 2), (0.1, 0.001, 8), (0.1, 0.0, 8)):
+    one = lane(messages_per_minute=0)
+    assert one.ahead() == 0, "nothing is known yet"
+    for lease_s, send_s, rows in ((0.01, 0.3, 0), (0.01, 0.004, 2), (0.1, 0.001, 8), (0.1, 0.0, 8)):
         one.lease_s, one.send_s = lease_s, send_s
-        assert one.rows_per_slot() == rows
+        assert one.ahead() == rows
 
 
 def test_nothing_is_leased_ahead_where_exchange_sets_the_pace() -> None:
-    one = lane()
+    one = lane(messages_per_minute=30)
     one.lease_s, one.send_s = 1.0, 0.001
 
-    assert one.rows_per_slot() == 1
+    assert one.ahead() == 0
+
+
+def test_there_is_room_in_hand_for_what_the_slots_in_use_will_soon_be_free_for() -> None:
+    one = lane(messages_per_minute=0)
+    one.lease_s, one.send_s = 0.02, 0.01
+    assert one.room() == 0, "no slot is in use"
+
+    one.carriers, one.unsent = 2, 1
+
+    assert one.room() == 5
+    assert one.room(1) == 8
+
+
+def test_urgent_mail_is_laid_before_other_and_behind_its_like() -> None:
+    clock, one = FakeClock(), lane()
+    for number, priority in enumerate((1, 0, 2, 0), start=1):
+        one.lay_in_hand([Carried(lease_of(clock, delivery=number, priority=priority), clock)])
+
+    assert [carried.lease.delivery for carried in one.hand] == [2, 4, 1, 3]
+    assert one.has_urgent_in_hand()
+    assert not lane().has_urgent_in_hand()
+
+
+def test_a_pump_reaches_further_while_as_much_comes_as_it_asks_for() -> None:
+    one = lane()
+    for got, reach in ((1, 2), (2, 4), (4, 8), (7, 1), (1, 2)):
+        one.note_lease(got, 8 if got == 7 else got)
+        assert one.reach == reach
+    for _ in range(9):
+        one.note_lease(5, 5)
+    assert one.reach == 32
 
 
 def test_the_length_of_a_send_is_smoothed() -> None:
