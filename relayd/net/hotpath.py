@@ -20,12 +20,15 @@ from __future__ import annotations
 
 import http.client
 import re
+import select
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 import urllib3
+from gevent.monkey import get_original
 
 from relayd.clock import SYSTEM, Clock
 from relayd.net.http import ConnectFailed, Response, Stage, Unanswered
@@ -40,6 +43,11 @@ _FIRST_WRITE_BYTES: Final = 16_384
 
 _IDLE_LIMIT_S: Final = 45.0
 """Kept connections older than this are not trusted: the server may close any moment."""
+
+_SHORTEST_S: Final = 0.001  # 0 would make the socket non-blocking
+_POLL: Final = get_original(
+    "select", "poll"
+)  # one that does not wait: gevent's would go to the hub
 
 _LATE_ANSWER_S: Final = 2.0
 """How long an answer is waited for after the writing broke."""
@@ -239,7 +247,7 @@ class HotPath:
         sock = link.sock
         written = len(body.whole)
         try:
-            sock.settimeout(max(deadline - self._clock.monotonic(), 0.001))
+            link.limit(deadline - self._clock.monotonic())
             if len(first) <= _FIRST_WRITE_BYTES:
                 done = sock.send(first)
             else:
@@ -257,7 +265,7 @@ class HotPath:
             if not link.is_quiet():
                 return ConnectionAbortedError("the server answered before the end")
             try:
-                sock.settimeout(max(deadline - self._clock.monotonic(), 0.001))
+                link.limit(deadline - self._clock.monotonic())
                 sock.sendall(piece)
             except OSError as error:
                 return error
@@ -308,7 +316,10 @@ class _Link:
     early: octets that `is_quiet` found.
     """
 
-    __slots__ = ("_connection", "early", "idle_limit_s", "reusable", "sock", "stale_at", "wrote")
+    __slots__ = (
+        "_connection", "_limit_s", "_watch", "early", "idle_limit_s", "reusable", "sock",
+        "stale_at", "wrote",
+    )  # fmt: skip
 
     def __init__(self, connection: _Connection, wire: _Wire) -> None:
         self._connection = connection
@@ -318,6 +329,17 @@ class _Link:
         self.reusable = True
         self.idle_limit_s = _IDLE_LIMIT_S
         self.stale_at = 0.0
+        self._limit_s = 0.0
+        self._watch: select.poll | None = None
+        if isinstance(wire, socket.socket):  # TLS inside TLS may have read ahead
+            self._watch = _POLL()
+            self._watch.register(wire.fileno(), select.POLLIN)
+
+    def limit(self, left_s: float) -> None:
+        """Let no wait be longer than `left_s`, give or take a hundredth."""
+        if not 0.99 * self._limit_s <= left_s <= self._limit_s:
+            self._limit_s = max(left_s, _SHORTEST_S)
+            self.sock.settimeout(self._limit_s)
 
     def is_quiet(self) -> bool:
         """Tell whether there is nothing to read: no answer, no end, no error.
@@ -326,6 +348,9 @@ class _Link:
         """
         if not self.reusable:
             return False
+        if self._watch is not None and not self._watch.poll(0):
+            return True
+        self._limit_s = 0.0
         try:
             self.sock.settimeout(0.0)
             octets = self.sock.recv(1)
@@ -360,16 +385,16 @@ class _Source:
 
     def more(self) -> bool:
         """Take in what comes next; False at the end; raises OSError, also for the deadline."""
-        sock = self._link.sock
-        sock.settimeout(max(self._deadline - self._clock.monotonic(), 0.001))
-        octets = sock.recv(65_536)
-        self.buffer += octets
+        link = self._link
+        link.limit(self._deadline - self._clock.monotonic())
+        octets = link.sock.recv(65_536)
+        self.buffer = self.buffer + octets if self.buffer else octets
         return bool(octets)
 
     def head(self) -> bytes:
         """Return the next head, its empty line included; raises _NoHead."""
         while True:
-            end = _END_OF_HEAD.search(self.buffer)
+            end = _END_OF_HEAD.search(self.buffer) if self.buffer else None
             if end is not None:
                 head, self.buffer = self.buffer[: end.end()], self.buffer[end.end() :]
                 return head
@@ -386,6 +411,8 @@ class _Source:
 
     def take(self, count: int) -> bytes | None:
         """Return exactly `count` octets; None when they do not come."""
+        if count == 0:
+            return b""
         while len(self.buffer) < count:
             if not self.more():
                 return None
@@ -413,8 +440,10 @@ class Head:
     idle_limit_s: float | None
 
 
+_MOST_DIGITS: Final = 15
 _END_OF_HEAD: Final = re.compile(rb"\r?\n\r?\n")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01])[ \t]+(\d{3})(?=[ \t\r\n])")
+_FIELD: Final = re.compile(r"\n([!-9;-~]+):[ \t]*+((?:[!-~]++|[ \t]++(?=[!-~]))*+)[ \t]*+\r(?=\n)")
 _KEEP_ALIVE: Final = re.compile(r"timeout=(\d{1,6})")
 
 
@@ -428,9 +457,35 @@ def parse_head(octets: bytes) -> Head:
     if match is None:
         raise _NoHead("garbled", f"not HTTP: {octets[:40]!r}")
     status = int(match[2])
-    headers: dict[str, str] = {}
+    headers = _fields(octets.decode("latin-1"))
+    is_chunked = "transfer-encoding" in headers
+    length = None if is_chunked else _length(headers.get("content-length"))
+    if status < 200 or status in (204, 304):
+        length, is_chunked = 0, False
+    keep = headers.get("keep-alive")
+    timeout = _KEEP_ALIVE.search(keep) if keep else None
+    is_new = match[1] == b"1"
+    connection = headers.get("connection")
+    return Head(
+        status,
+        headers,
+        is_new if connection is None else _keeps_open(connection.lower(), is_new=is_new),
+        length,
+        is_chunked,
+        float(timeout[1]) if timeout else None,
+    )
+
+
+def _fields(text: str) -> dict[str, str]:
+    """Return the header fields below a status line, their names in lower case."""
+    plain = _FIELD.findall(text)
+    headers = {name.lower(): value for name, value in plain}
+    # Every line a field, no name twice: the ordinary case.
+    if len(headers) == len(plain) == text.count("\n") - 2:
+        return headers
+    headers = {}
     name = ""
-    for line in octets.decode("latin-1").split("\n")[1:]:
+    for line in text.split("\n")[1:]:
         if line[:1] in (" ", "\t"):
             if name:
                 headers[name] += " " + line.strip()
@@ -441,20 +496,7 @@ def parse_head(octets: bytes) -> Head:
         name = key.strip().lower()
         value = value.strip()
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    is_chunked = "transfer-encoding" in headers
-    length = None if is_chunked else _length(headers.get("content-length"))
-    if status < 200 or status in (204, 304):
-        length, is_chunked = 0, False
-    keep = headers.get("keep-alive")
-    timeout = _KEEP_ALIVE.search(keep) if keep else None
-    return Head(
-        status,
-        headers,
-        _keeps_open(headers.get("connection", "").lower(), is_new=match[1] == b"1"),
-        length,
-        is_chunked,
-        float(timeout[1]) if timeout else None,
-    )
+    return headers
 
 
 def _keeps_open(connection: str, *, is_new: bool) -> bool:
@@ -466,9 +508,11 @@ def _keeps_open(connection: str, *, is_new: bool) -> bool:
 def _length(value: str | None) -> int | None:
     if value is None:
         return None
+    if value.isdigit() and value.isascii() and len(value) <= _MOST_DIGITS:
+        return int(value)
     values = {part.strip() for part in value.split(",")}
     text = values.pop()
-    if values or not (text.isascii() and text.isdigit()) or len(text) > 15:
+    if values or not (text.isascii() and text.isdigit()) or len(text) > _MOST_DIGITS:
         return None
     return int(text)
 

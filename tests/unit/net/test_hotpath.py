@@ -795,6 +795,26 @@ def test_any_octets_are_a_head_or_garbage(octets: bytes) -> None:
             assert 0 <= head.status <= 999
 
 
+NAMES = st.sampled_from(
+    ["Date", "X", "request-id", "Content-Length", "transfer-encoding", " a", ""]
+)
+VALUES = st.text(alphabet="ab :,\t\x80\xff", max_size=8)
+LINE_ENDS = st.sampled_from(["\r\n", "\r\n", "\r\n", "\n", "\r\n ", "\r\n\t"])
+
+
+@given(st.lists(st.tuples(NAMES, VALUES, LINE_ENDS), max_size=6))
+def test_fields_read_at_once_are_those_read_line_by_line(
+    fields: list[tuple[str, str, str]],
+) -> None:
+    lines = "".join(f"{name}:{value}{end}" for name, value, end in fields)
+    lines += "" if lines.endswith("\n") else "\r\n"  # a head ends with an empty line
+    text = f"HTTP/1.1 202 Accepted\r\n{lines}\r\n"
+
+    careful = hotpath._fields(text + "no field\n\r\n")  # such a line keeps it from the short way
+
+    assert hotpath._fields(text) == careful
+
+
 @given(st.lists(st.binary(min_size=1, max_size=50), max_size=5), st.data())
 def test_chunks_of_any_octets_come_out_whole(chunks: list[bytes], data: st.DataObject) -> None:
     body = b"".join(b"%x\r\n%s\r\n" % (len(one), one) for one in chunks) + b"0\r\n\r\n"
