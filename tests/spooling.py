@@ -334,11 +334,12 @@ class Bench:
             )
             for at, one in enumerate(message.deliveries)
         ]
+        row = message_row(number, message)
         return Accept(
             number,
-            message_row(number, message),
+            row,
             (number, len(octets), zlib.crc32(octets), octets),
-            tuple(one.row(message, self.core.holder) for one in births),
+            [one.row(row, self.core.holder) for one in births],
             tuple(one.id for one in births if state is State.LEASED),
             tuple(births if state is State.HELD else ()),
         )

@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from json.encoder import encode_basestring_ascii
 from typing import Final
 
 from relayd.clock import micros
@@ -42,7 +42,7 @@ _DELIVERY: Final = """
 _PAGE: Final = 4096
 
 
-@frozen(kw_only=True)
+@frozen
 class Birth:
     """One delivery of a message that is about to be committed.
 
@@ -56,21 +56,22 @@ class Birth:
     held_by: str
     until: float
 
-    def row(self, message: NewMessage, holder: int) -> tuple[Value, ...]:
-        """Return its row, in the order of the statement."""
+    def row(self, message: Sequence[Value], holder: int) -> tuple[Value, ...]:
+        """Return its row, in the order of the statement. message: the row of its message."""
+        way = self.way
         leased = self.state is State.LEASED
-        accepted = micros(message.accepted_at)
+        _, _, priority, accepted, expires, *_ = message
         return (
             self.id,
             self.message,
-            self.way.mailbox.upstream,
-            self.way.mailbox.mailbox,
-            self.way.header_from,
-            self.way.set_from,
-            int(self.way.reply_to_original),
-            json.dumps(self.way.recipients),
-            _rank(message.priority),
-            micros(message.expires_at),
+            way.mailbox.upstream,
+            way.mailbox.mailbox,
+            way.header_from,
+            way.set_from,
+            int(way.reply_to_original),
+            _json_list(way.recipients),
+            priority,
+            expires,
             CODES[self.state],
             int(leased),
             accepted,
@@ -109,11 +110,11 @@ class Accept(Operation[None]):
     """Insert a message; its rows are in the order of the statements above."""
 
     id: QueueId
-    message: tuple[Value, ...]
-    content: tuple[Value, ...]
-    deliveries: tuple[tuple[Value, ...], ...]
-    born: tuple[int, ...]  # deliveries that are LEASED from the start
-    held: tuple[Birth, ...] = ()  # and those that are HELD by a Hold there was a moment ago
+    message: Sequence[Value]
+    content: Sequence[Value]
+    deliveries: Sequence[Sequence[Value]]
+    born: Sequence[int]  # deliveries that are LEASED from the start
+    held: Sequence[Birth] = ()  # and those that are HELD by a Hold there was a moment ago
 
     def run(self, batch: Transaction) -> None:
         """Insert this one alone."""
@@ -121,7 +122,7 @@ class Accept(Operation[None]):
 
     def undo(self) -> Undo:
         """Return what takes this back."""
-        return Undo(self.id, self.born)
+        return Undo(self.id, tuple(self.born))
 
 
 def accept_all(batch: Transaction, accepts: Sequence[Accept]) -> None:
@@ -174,6 +175,11 @@ class Undo(Operation[bool]):
         batch.run("DELETE FROM message WHERE id = ?", self.message)
         batch.effects.dropped.append(self.message)
         return True
+
+
+def _json_list(texts: Sequence[str]) -> str:
+    """Return json.dumps of it, in a third of the time."""
+    return f"[{', '.join(map(encode_basestring_ascii, texts))}]"
 
 
 def _rank(priority: int) -> int:

@@ -248,43 +248,41 @@ class SqliteDoor:
         self, draft: QueueId, message: NewMessage, content: tuple[Value, ...], *, deadline: float
     ) -> None:
         """Commit a draft's rows; what is born leased goes to the taker."""
-        births: list[Birth] = []
         octets = content[3] if isinstance(content[3], bytes) else None
         until = self._clock.boottime() + moves.LEASE_S
+        born: list[Birth] = []  # LEASED from the start, to us
+        others: list[Birth] = []
+        rows: list[tuple[Value, ...]] = []
+        row = message_row(draft, message)
         try:
             for number, way in zip(
                 self._delivery_ids(draft, message), message.deliveries, strict=True
             ):
                 state, held_by = self._birth(way, message.priority)
-                births.append(
-                    Birth(
-                        id=number, message=draft, way=way, state=state, held_by=held_by, until=until
-                    )
-                )
+                birth = Birth(number, draft, way, state, held_by, until)
+                (born if state is State.LEASED else others).append(birth)
+                rows.append(birth.row(row, self._core.holder))
             self.ask(
                 Accept(
                     draft,
-                    message_row(draft, message),
+                    row,
                     content,
-                    tuple(one.row(message, self._core.holder) for one in births),
-                    tuple(one.id for one in births if one.state is State.LEASED),
-                    tuple(one for one in births if one.state is State.HELD),
+                    rows,
+                    [one.id for one in born],
+                    [one for one in others if one.state is State.HELD],
                 ),
                 deadline=deadline,
             )
         except BaseException:
-            for one in births:
-                if one.state is State.LEASED:
-                    self._taker.spare(one.way)
+            for one in born:
+                self._taker.spare(one.way)
             if octets is None:
                 self._flusher.post(Undo(draft))  # removes the file, unless there is a row
             raise
-        for one in births:
-            if one.state is State.LEASED:
-                self._taker.take(one.lease(message, octets))
-        waiting = [one.way.mailbox for one in births if one.state is not State.LEASED]
-        if waiting:
-            self._taker.offer(list(dict.fromkeys(waiting)))
+        for one in born:
+            self._taker.take(one.lease(message, octets))
+        if others:
+            self._taker.offer(list(dict.fromkeys(one.way.mailbox for one in others)))
 
     def _birth(self, delivery: NewDelivery, priority: int) -> tuple[State, str]:
         cause = (
@@ -296,10 +294,12 @@ class SqliteDoor:
             return State.LEASED, ""
         return State.READY, ""
 
-    def _delivery_ids(self, draft: QueueId, message: NewMessage) -> list[int]:
+    def _delivery_ids(self, draft: QueueId, message: NewMessage) -> Sequence[int]:
         count = len(message.deliveries)
+        if count <= DELIVERIES:
+            return range(draft, draft + count)
         beyond = [self._ids.next() for _ in range(count - DELIVERIES)]
-        return [draft + number for number in range(min(count, DELIVERIES))] + list(beyond)
+        return [*range(draft, draft + DELIVERIES), *beyond]
 
     # -- delivering -------------------------------------------------------------------------
 

@@ -414,13 +414,22 @@ def _run(
 ) -> list[object]:
     if careful:
         return [one.run(batch) for one in operations]
-    accept_all(batch, [one for one in operations if isinstance(one, Accept)])
-    settles = [one for one in operations if isinstance(one, Settle) and one.is_plain(batch)]
+    accepts: list[Accept] = []
+    settles: list[Settle] = []
+    others: list[tuple[int, Operation[object]]] = []
+    for at, one in enumerate(operations):
+        if isinstance(one, Accept):
+            accepts.append(one)
+        elif isinstance(one, Settle) and one.is_plain(batch):
+            settles.append(one)
+        else:
+            others.append((at, one))
+    accept_all(batch, accepts)
     settle_all(batch, settles)
-    done = {id(one) for one in settles}
-    return [
-        None if isinstance(one, Accept) or id(one) in done else one.run(batch) for one in operations
-    ]
+    outcomes: list[object] = [None] * len(operations)
+    for at, one in others:
+        outcomes[at] = one.run(batch)
+    return outcomes
 
 
 def _kind(error: sqlite3.Error) -> int:

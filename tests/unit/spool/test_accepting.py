@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from relayd.spool import accepting
 from relayd.spool.accepting import Undo
 from relayd.spool.leasing import ReadContent, TakeLeases
 from relayd.spool.model import State
@@ -26,6 +30,11 @@ def count(bench: Bench) -> int:
         int(bench.rows(f"SELECT count(*) FROM {table}")[0][0])  # noqa: S608 - of this list
         for table in ("message", "content", "delivery")
     )
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=4))
+def test_recipients_are_stored_as_json_says(texts: list[str]) -> None:
+    assert accepting._json_list(texts) == json.dumps(texts)
 
 
 def test_many_are_inserted_at_once(bench: Bench) -> None:
