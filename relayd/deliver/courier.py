@@ -662,22 +662,25 @@ class Courier:
 
     def _start_carrier(self, lane: Lane, first: Carried) -> None:
         lane.carriers += 1
-        gevent.spawn(self._carry, lane, first)
+        # A bare greenlet costs a third of a Greenlet, and nobody looks at its end.
+        gevent.spawn_raw(self._carry, lane, first)
 
     def _carry(self, lane: Lane, first: Carried) -> None:
         """Send, in the slot taken for it, then what is in hand; each is settled meanwhile."""
         carried: Carried | None = first
-        while carried is not None:
-            settlement = self._exchanged(lane, carried)
-            # The exchange is over: the next may begin while this one is settled.
-            self._slots.release(lane.ref, unused=not carried.has_begun)
-            lane.unsent -= 1
-            if settlement is None:
-                self._let_go(lane, carried)
-            else:
-                self._settle(lane, carried, settlement)
-            carried = self._next_in_hand(lane)
-        lane.carriers -= 1
+        try:
+            while carried is not None:
+                settlement = self._exchanged(lane, carried)
+                # The exchange is over: the next may begin while this one is settled.
+                self._slots.release(lane.ref, unused=not carried.has_begun)
+                lane.unsent -= 1
+                if settlement is None:
+                    self._let_go(lane, carried)
+                else:
+                    self._settle(lane, carried, settlement)
+                carried = self._next_in_hand(lane)
+        finally:
+            lane.carriers -= 1
         self._go_on(lane)
 
     def _exchanged(self, lane: Lane, carried: Carried) -> Settlement | None:

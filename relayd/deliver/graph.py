@@ -134,6 +134,7 @@ class GraphTransport:
         self._send_timeout_s = send_timeout_s
         self._clock = clock
         self._paths: dict[str, bytes] = {}
+        self._bearer: tuple[str, bytes] = ("", b"")  # a token's value, the headers with it
 
     def send(self, grip: Grip, content: OpenContent) -> Result:
         """Send to all recipients of the lease; see Transport.send."""
@@ -198,22 +199,24 @@ class GraphTransport:
         if job.posts_left <= 0:
             return catalogue.local("no-time", "enough tries with parts of the recipients for now")
         job.posts_left -= 1
-        limit_s = min(self._send_timeout_s, grip.seconds_left())
         length = encoded_bytes(len(head) + letter.body_bytes)
-        with contextlib.ExitStack() as stack:
-            if letter.body is not None:
-                body = Body(length, encode_whole(head + letter.body))
-            else:
-                pieces = stack.enter_context(_opened(grip.lease, job.content))
-                body = Body(length, b"", encode(_stream(head, pieces, letter.body_start)))
-            result = self._hot.post(
-                self._path(grip.lease.mailbox.mailbox),
-                self._headers(job),
-                body,
-                deadline=self._clock.monotonic() + limit_s,
-                may_begin=grip.may_begin,
-            )
-        return self._classed(result, length)
+        if letter.body is not None:
+            return self._exchanged(job, Body(length, encode_whole(head + letter.body)))
+        with _opened(grip.lease, job.content) as pieces:
+            body = Body(length, b"", encode(_stream(head, pieces, letter.body_start)))
+            return self._exchanged(job, body)
+
+    def _exchanged(self, job: _Job, body: Body) -> Outcome:
+        grip = job.grip
+        limit_s = min(self._send_timeout_s, grip.seconds_left())
+        result = self._hot.post(
+            self._path(grip.lease.mailbox.mailbox),
+            self._headers(job),
+            body,
+            deadline=self._clock.monotonic() + limit_s,
+            may_begin=grip.may_begin,
+        )
+        return self._classed(result, body.length)
 
     def _classed(self, result: Response | Unanswered, length: int) -> Outcome:
         name = self._upstream.name
@@ -233,18 +236,10 @@ class GraphTransport:
         )
 
     def _headers(self, job: _Job) -> bytes:
-        value = job.token.value
-        # SECURITY: a token is octets from outside; a line break in it would add headers.
-        if not value.isascii() or not value.isprintable():
-            raise ValueError("the access token is not one line of ASCII")
-        lease = job.grip.lease
-        return (
-            f"Authorization: Bearer {value}\r\n"
-            "Content-Type: text/plain\r\n"
-            "Accept: application/json\r\n"
-            "User-Agent: relayd\r\n"
-            f"client-request-id: {request_id(lease, job.posts_left)}\r\n"
-        ).encode("ascii")
+        value, headers = self._bearer
+        if value is not job.token.value:
+            value, headers = self._bearer = job.token.value, _headers_with(job.token.value)
+        return headers + request_id(job.grip.lease, job.posts_left).encode("ascii") + b"\r\n"
 
     def _path(self, mailbox: str) -> bytes:
         path = self._paths.get(mailbox)
@@ -258,6 +253,20 @@ class GraphTransport:
     def _too_large(self, size: int) -> Outcome:
         limit = self._upstream.mime_limit
         return catalogue.local("RequestTooLarge", f"{size} octets; at most {limit} go this way")
+
+
+def _headers_with(token: str) -> bytes:
+    """Return the headers of every POST; the last one, client-request-id, lacks its value."""
+    # SECURITY: a token is octets from outside; a line break in it would add headers.
+    if not token.isascii() or not token.isprintable():
+        raise ValueError("the access token is not one line of ASCII")
+    return (
+        f"Authorization: Bearer {token}\r\n"
+        "Content-Type: text/plain\r\n"
+        "Accept: application/json\r\n"
+        "User-Agent: relayd\r\n"
+        "client-request-id: "
+    ).encode("ascii")
 
 
 def token_failure(error: TokenUnavailable) -> Outcome:
