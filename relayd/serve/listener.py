@@ -238,6 +238,7 @@ def converse(client: socket.socket, house: House, sessions: Sessions, submitter:
         session.run()
     finally:
         sessions.remove(session)
+        wire.let_go()
 
 
 def manners(settings: ListenerSettings, limits: Limits) -> Manners:

@@ -64,12 +64,13 @@ class PeerSilent(RelaydError):
 
 
 class Wire(Protocol):
-    """The socket as a session sees it; blocks its greenlet, never past the time given."""
+    """The socket as a session sees it; blocks its greenlet, never past a deadline."""
 
-    def receive(self, timeout_s: float) -> bytes:
+    def receive(self, deadline: float) -> bytes:
         """Return 1..65536 octets; b"" at end of file, or after `wake`.
 
-        raises: PeerSilent, PeerGone.
+        deadline: monotonic; what has come by then is returned, also when it is over already.
+        raises:   PeerSilent, PeerGone.
         """
         ...
 
@@ -350,16 +351,15 @@ class Session:
         in_content = self._protocol.state is State.CONTENT
         now = self._clock.monotonic()
         if in_content:
-            timeout_s = self._manners.data_timeout_s
+            deadline = now + self._manners.data_timeout_s
         else:
             # One deadline for the whole line: octets that drip in do not push it on.
-            self._deadline = self._deadline or now + self._manners.idle_timeout_s
-            timeout_s = max(0.0, self._deadline - now)
+            deadline = self._deadline = self._deadline or now + self._manners.idle_timeout_s
         self._waiting = self._protocol.state in BETWEEN
         if self._waiting and self._draining:
-            timeout_s = min(timeout_s, max(0.0, self._patient_until - now))
+            deadline = min(deadline, self._patient_until)
         try:
-            octets = self._wire.receive(timeout_s)
+            octets = self._wire.receive(deadline)
         except PeerSilent:
             if in_content:
                 return self._leave(replies.TOO_SLOW, End.SLOW, "no octet for data_timeout")
