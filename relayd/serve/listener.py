@@ -156,7 +156,7 @@ class Listener:
         self._house.callers.refused(ip, device, "", refused)
         if self._settings.tls != "implicit":
             # Where TLS comes first clear text is garbage, and a handshake costs what a limit saves.
-            wire.send(reply.render())
+            wire.send(reply.octets)
 
     def _which_limit(self, device: str) -> tuple[Reply, str]:
         """Return what a client that is one too many is told, and what the log says."""
