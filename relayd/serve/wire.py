@@ -71,6 +71,7 @@ class SocketWire:
         "_deadline",
         "_has_answered",
         "_hub",
+        "_is_closed",
         "_read",
         "_readable",
         "_room",
@@ -96,9 +97,7 @@ class SocketWire:
         self._until_readable: Callable[[], object] = partial(self._hub.wait, self._readable)
         self._alarm = self._hub.loop.timer(0.0)
         self._alarm_at = inf  # when it rings, monotonic; inf: it is not set
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            with suppress(OSError):  # gone already: the first `receive` will tell
-                _tune(sock)
+        self._is_closed = False
 
     def _use(self, descriptor: int) -> None:
         """Read and write in the clear. descriptor: -1 once closed, or it may be somebody else's."""
@@ -243,6 +242,9 @@ class SocketWire:
 
     def close(self) -> None:
         """End with FIN; wait a moment for the peer's. Never raises; may be called twice."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         try:
             with suppress(OSError, ValueError, PeerGone, PeerSilent):
                 self._linger()
@@ -266,14 +268,15 @@ class SocketWire:
             left -= len(octets)
 
 
-def _tune(sock: socket.socket) -> None:
+def tune(listening: socket.socket) -> None:
+    """Set what every connection accepted from this socket shall have; Linux hands it on."""
     # Replies are small and whole: waiting to fill a segment only adds 40 ms to each.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # A camera that lost its power says no goodbye.
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 20)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 20)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
 
 
 def _words(error: Exception) -> str:

@@ -83,6 +83,7 @@ def refusal(error: RelaydError) -> Reply:
     return Reply(error.code, (error.public,), error.enhanced)
 
 
+@lru_cache(maxsize=8)
 def banner(hostname: str) -> Reply:
     """Return the greeting; the name comes first, as clients expect."""
     return Reply(220, (f"{hostname} ESMTP relayd",))

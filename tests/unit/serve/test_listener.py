@@ -74,6 +74,7 @@ class Shop:
         sock.listen(5)
         sock.setblocking(False)
         self.port: int = sock.getsockname()[1]
+        self.sock = sock
         self.listener = Listener(sock, settings, self.house, self.sessions)
 
     def call(self) -> socket.socket:
@@ -106,6 +107,19 @@ def test_a_session_is_greeted_counted_and_let_go() -> None:
         assert shop.sessions.wait_none_left(5)
         gevent.idle()
     assert shop.board.inside == []
+
+
+def test_accepted_connections_send_at_once_and_notice_a_peer_without_power() -> None:
+    shop = Shop(LAN, HOUSE_CONFIG)  # does not accept: we do
+    with shop.call():
+        socket.wait_read(shop.sock.fileno())
+        accepted, _ = shop.sock.accept()
+
+    assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+    accepted.close()
+    shop.sock.close()
 
 
 def test_past_the_limit_a_client_hears_why_and_is_let_go() -> None:

@@ -18,13 +18,14 @@ from relayd.clock import SYSTEM
 from relayd.net.certificates import make_ca, make_leaf
 from relayd.serve import wire as wire_module
 from relayd.serve.session import PeerGone, PeerSilent
-from relayd.serve.wire import SocketWire
+from relayd.serve.wire import SocketWire, tune
 
 
 @pytest.fixture
 def ends() -> Iterator[tuple[SocketWire, socket.socket]]:
     """Yield our wire and the peer's socket, over TCP."""
     listener = socket.socket()
+    tune(listener)
     listener.bind(("127.0.0.1", 0))
     listener.listen(1)
     peer = socket.create_connection(listener.getsockname(), timeout=5)
@@ -75,7 +76,7 @@ def test_replies_are_not_held_back_by_nagle(ends: Ends) -> None:
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
-def test_a_unix_socket_needs_no_tuning() -> None:
+def test_a_unix_socket_will_do() -> None:
     ours, peer = socket.socketpair()
     peer.sendall(b"x")
 
