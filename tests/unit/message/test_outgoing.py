@@ -72,6 +72,18 @@ def test_from_is_replaced_and_the_original_answers() -> None:
     )
 
 
+def test_a_local_part_as_long_as_some_devices_have_it_is_an_address_still() -> None:
+    # It was taken for a name, and nobody could answer.
+    long = b"enclosure-" * 7 + b"@nas.local"
+    head = out(
+        b"From: " + long + b"\r\n\r\n", set_from="alerts@contoso.com", reply_to_original=True
+    )
+
+    assert value("Reply-To", head) == long
+    assert value("From", head) == b"alerts@contoso.com"
+    assert value("From", out(b"From: " + long + b"\r\n\r\n", set_from=long.decode())) == long
+
+
 def test_a_reply_to_of_the_device_stays() -> None:
     head = out(
         b"From: ups@nas.local\r\nReply-To: it@contoso.com\r\nReply-To: x@y\r\n\r\n",
