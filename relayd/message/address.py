@@ -368,8 +368,8 @@ class AddressPatterns:
         domain = address.domain.lower()
         return (
             self.anybody
-            or address.key in self.exact
             or domain in self.domains
+            or (bool(self.exact) and address.key in self.exact)
             or (bool(self.subdomains) and domain.endswith(self.subdomains))
         )
 
