@@ -26,6 +26,7 @@ LONGEST_TRACEBACK: Final = 8000
 """A traceback keeps its end: there the reason stands."""
 
 _BARE: Final = re.compile(r"[!#-<>-\[\]-~]+").fullmatch  # printable ASCII but space " = \
+_NO_ESCAPES: Final = re.compile(r"[ !#-\[\]-~]*").fullmatch  # printable ASCII but " \
 _NOT_A_KEY: Final = re.compile(r"[^A-Za-z0-9_.-]")
 _SHORT: Final[Mapping[str, str]] = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\"}
 _COLOURS: Final[Mapping[str, str]] = {"debug": "2", "info": "32", "warning": "33", "error": "31"}
@@ -41,12 +42,15 @@ def render(event: str, fields: Mapping[str, object], *, level: str, moment: date
         for value in fields.values()
     ]
     together = "".join(shown)
-    if len(together) <= LONGEST_VALUE and _BARE(together):  # nearly always, and asked once
-        return form % (*[each or '""' for each in shown], stamp(moment))
-    quoted = [
-        quote(each if len(each) <= LONGEST_VALUE else text(value, _limit(name)))
-        for each, (name, value) in zip(shown, fields.items(), strict=True)
-    ]
+    if len(together) <= LONGEST_VALUE and _NO_ESCAPES(together):  # nearly always, and asked once
+        quoted = [
+            each if each and " " not in each and "=" not in each else f'"{each}"' for each in shown
+        ]
+    else:
+        quoted = [
+            quote(each if len(each) <= LONGEST_VALUE else text(value, _limit(name)))
+            for each, (name, value) in zip(shown, fields.items(), strict=True)
+        ]
     return form % (*quoted, stamp(moment))
 
 
