@@ -5,9 +5,9 @@ r"""The head of a message: split into fields as raw octets, edited by the field,
     Head.render()        fields, empty line, and what was no header after all
 
 Forgiven: a first line that starts with a space, an mbox "From " line, no header at all, a
-line that is no field (the body starts there), a space before a colon (it goes), CR or LF alone
-(a line end like any other, or a reader at Microsoft might see fields that we did not judge),
-lines over 998 octets.
+line that is no field (the body starts there), a space before a colon and a line of spaces
+(they go), CR or LF alone (a line end like any other, or a reader at Microsoft might see fields
+that we did not judge), lines over 998 octets.
 Never raises on octets; time and memory are linear in HEAD_LIMIT.
 
 Source: RFC 5322 §2.1-2.2, §4.5 (space before the colon); Postfix 3.9 cleanup and smtpd.
@@ -32,9 +32,9 @@ _FIELD: Final = re.compile(
 _FIELDS: Final = re.compile(
     rb"(?:[!-9;-~]++[ \t]*+:[^\r\n]*+(?:(?:\r\n?|\n)[ \t][^\r\n]*+)*+(?:\r\n?|\n|\Z))*+"
 )
-# What nearly every head is: fields on canonical octets, no space before a colon, an empty line.
+# What nearly every head is: fields on canonical octets that need no tidying, an empty line.
 _LINE: Final = rb"[^\r\n\0]*+\r\n"
-_CANONICAL: Final = rb"([!-9;-~]++):%s(?:[ \t]%s)*+" % (_LINE, _LINE)
+_CANONICAL: Final = rb"([!-9;-~]++):%s(?:[ \t]++[^ \t\r\n\0]%s)*+" % (_LINE, _LINE)
 _CANONICAL_FIELDS: Final = re.compile(rb"(%s)" % _CANONICAL)
 _CANONICAL_HEAD: Final = re.compile(rb"(%s)(?:%s)*+\r\n" % (_CANONICAL, _CANONICAL))
 # Our own Received (message.trace) is three lines. A continuation after it is the client's
@@ -45,6 +45,7 @@ _OUR_TRACE: Final = re.compile(
 _MBOX: Final = re.compile(rb"From [^\r\n]*+(?:\r\n?|\n|\Z)")
 _SPACES: Final = re.compile(rb"[ \t]++(?=[!-9;-~]++[ \t]*+:)")
 _BARE_NEWLINE: Final = re.compile(rb"\r\n(?![ \t])|\r(?!\n)|(?<!\r)\n|\x00")
+_LINE_OF_SPACES: Final = re.compile(rb"\r\n[ \t]++(?=\r\n)")
 _FOLD: Final = re.compile(rb"\r\n(?=[ \t])")
 
 
@@ -87,7 +88,7 @@ class Head:
             return cls(tuple([(name.lower(), raw) for raw, name in found]))
         _, body = split_head(octets)
         return cls(
-            tuple([_tight(*each) for each in _slow_fields(_canonical(octets[:body]))]),
+            tuple([_tidy(*each) for each in _slow_fields(_canonical(octets[:body]))]),
             octets[body:],
         )
 
@@ -204,11 +205,13 @@ def _slow_fields(octets: bytes) -> Iterator[Field]:
         at = field.end()
 
 
-def _tight(name: bytes, raw: bytes) -> Field:
-    """Return a field without the space before its colon that RFC 5322 §4.5 still knows."""
-    # SECURITY: some readers take "X :" for the first line of the body, and would miss our Bcc.
+def _tidy(name: bytes, raw: bytes) -> Field:
+    """Return a field without what obsolete syntax allows (RFC 5322 §4.2, §4.5): a space before
+    its colon, lines of spaces.
+    """
+    # SECURITY: some readers take either for the end of the head, and would miss our Bcc.
     start, colon, rest = raw.partition(b":")
-    return name, start.rstrip(b" \t") + colon + rest
+    return name, start.rstrip(b" \t") + colon + _LINE_OF_SPACES.sub(b"", rest)
 
 
 def _has_odd_start(first: bytes) -> bool:

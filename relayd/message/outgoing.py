@@ -1,15 +1,16 @@
 """The head a message leaves with: what delivery calls, once for each attempt.
 
     To, Cc, Bcc   made equal to the envelope (message.recipients)
-    From          as decided at accept; the display name stays, the original may go to Reply-To
+    From          as decided at accept; the display name stays, the original may go to Reply-To,
+                  unless the device named one that can be answered
     Date          added where missing or impossible; the device's own is kept as X-Original-Date
     Message-ID    added where missing or malformed: <QUEUEID@domain>
     once only     From, Sender, Reply-To, Subject, Date, Message-ID: the first stays
     gone          Return-Path, Resent-To/Cc/Bcc, a Sender who is not the one in From
     X-Relayd-Hops our mark, to know a message that Microsoft sends back to us
 
-8-bit text in Subject, X-* and names becomes encoded words; a space before a colon goes. The
-body is never touched, nor is anything in the head that is not named here.
+8-bit text in Subject, X-* and names becomes encoded words; a space before a colon and a line
+of spaces go. The body is never touched, nor is anything in the head that is not named here.
 
 Source: RFC 5322 §3.6; RFC 6409 §8 (what a submission server adds); RFC 2047 §5.
 """
@@ -70,7 +71,7 @@ def outgoing_head(
     now: datetime,
     accepted_at: datetime,
 ) -> bytes:
-    """Return the head to send, its empty line last; O(len(head)), 30 us for an ordinary one.
+    """Return the head to send, its empty line last; O(len(head)).
 
     head:       as `headers.split_head` gives it; octets in it that are no header come out
                 after the empty line.
@@ -117,7 +118,12 @@ def _choose_from(
         new[b"from"] = make_field("From", render_mailbox(display, target))
     if b"sender" in new and not _is_sender(new[b"sender"], target):
         new[b"sender"] = None
-    if reply_to_original and not same and original is not None and new.get(b"reply-to") is None:
+    if (
+        reply_to_original
+        and not same
+        and original is not None
+        and not _is_answerable(new.get(b"reply-to"))
+    ):
         reply = _reply_to(original)
         if reply is not None:
             new[b"reply-to"] = reply
@@ -166,9 +172,19 @@ def _is_sender(field: Field | None, address: Address) -> bool:
     return len(mailboxes) == 1 and mailboxes[0].address.key == address.key
 
 
+def _is_answerable(field: Field | None) -> bool:
+    """Tell whether a Reply-To is of use: some devices write one that is empty."""
+    mailboxes = [] if field is None else parse_address_list(value_of(field[1]))
+    return any(_is_reachable(mailbox.address) for mailbox in mailboxes)
+
+
+def _is_reachable(address: Address) -> bool:
+    return bool(address.domain) and not address.is_literal
+
+
 def _reply_to(original: Mailbox) -> Field | None:
     """Return Reply-To for the device's own address; None if nobody could ever reach it."""
-    if not original.address.domain or original.address.is_literal:
+    if not _is_reachable(original.address):
         return None
     return make_field("Reply-To", render_mailbox(original.display[:_NAME_LIMIT], original.address))
 

@@ -94,6 +94,17 @@ def test_a_reply_to_of_the_device_stays() -> None:
     assert Head.parse(head).all("Reply-To") == [b"it@contoso.com"]
 
 
+@pytest.mark.parametrize("unusable", [b"", b" ", b"<>", b"noreply", b"it@[10.0.0.5]"])
+def test_a_reply_to_that_nobody_can_answer_is_none(unusable: bytes) -> None:
+    # Devices whose field for it was left empty: the original was lost, nobody could answer.
+    head = b"From: ups@nas.local\r\nReply-To: " + unusable + b"\r\n\r\n"
+
+    rewritten = out(head, set_from="alerts@contoso.com", reply_to_original=True)
+
+    assert Head.parse(rewritten).all("Reply-To") == [b"ups@nas.local"]
+    assert value("Reply-To", out(head, set_from="ups@nas.local")) == unusable.strip()
+
+
 @pytest.mark.parametrize("original", [b"root", b"ups@[10.0.0.5]", b"Main Printer", b""])
 def test_an_address_nobody_can_answer_is_no_reply_to(original: bytes) -> None:
     head = out(
