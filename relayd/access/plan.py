@@ -294,22 +294,20 @@ def _deliveries(
 ) -> tuple[NewDelivery, ...]:
     sender = str(verdict.address)
     mailbox = sender if upstream.mailbox == SENDER else upstream.mailbox_id or upstream.mailbox
-    ref = MailboxRef(upstream.name, mailbox.lower())
-    header_from = sender.lower()
-    return tuple(
-        [
-            NewDelivery(
-                mailbox=ref,
-                recipients=recipients[start : start + MOST_RECIPIENTS],
-                header_from=header_from,
-                # Also where the device's own is kept: what was judged is what goes out, though
-                # the head may write it in a way that others read differently.
-                set_from=sender,
-                reply_to_original=isinstance(verdict, SetFrom) and verdict.reply_to_original,
-            )
-            for start in range(0, len(recipients), MOST_RECIPIENTS)
-        ]
+    whole = NewDelivery(
+        mailbox=MailboxRef(upstream.name, mailbox.lower()),
+        recipients=recipients,
+        header_from=sender.lower(),
+        # Also where the device's own is kept: what was judged is what goes out, though
+        # the head may write it in a way that others read differently.
+        set_from=sender,
+        reply_to_original=isinstance(verdict, SetFrom) and verdict.reply_to_original,
     )
+    if len(recipients) <= MOST_RECIPIENTS:
+        return (whole,)
+    starts = range(0, len(recipients), MOST_RECIPIENTS)
+    parts = [recipients[start : start + MOST_RECIPIENTS] for start in starts]
+    return tuple(replace(whole, recipients=part) for part in parts)
 
 
 def _refused(verdict: Refuse) -> Refusal:

@@ -225,7 +225,12 @@ def _choose_message_id(new: dict[bytes, Field | None], queue_id: str, domain: st
 def _choose_mark(new: dict[bytes, Field | None], domain: str) -> None:
     old = new.get(MARK_KEY)
     hops = 0 if old is None else min(read_mark(value_of(old[1]), domain), 9998)
-    new[MARK_KEY] = make_field(MARK, f"{hops + 1} {domain}".encode("ascii"))
+    new[MARK_KEY] = _mark(hops + 1, domain)
+
+
+@functools.lru_cache(maxsize=64)
+def _mark(hops: int, domain: str) -> Field:
+    return make_field(MARK, f"{hops} {domain}".encode("ascii"))
 
 
 def read_mark(value: bytes, domain: str) -> int:
