@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -40,19 +41,11 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The kernel's clocks."""
+    """The kernel's clocks, asked without a Python function between: forty times for a message."""
 
-    def utcnow(self) -> datetime:
-        """Return the wall clock, aware UTC."""
-        return datetime.now(UTC)
-
-    def monotonic(self) -> float:
-        """Return CLOCK_MONOTONIC, seconds."""
-        return time.monotonic()
-
-    def boottime(self) -> float:
-        """Return CLOCK_BOOTTIME, seconds."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    utcnow = staticmethod(partial(datetime.now, UTC))
+    monotonic = staticmethod(time.monotonic)
+    boottime = staticmethod(partial(time.clock_gettime, time.CLOCK_BOOTTIME))
 
 
 @dataclass(slots=True)
@@ -90,7 +83,7 @@ def micros(moment: datetime) -> int:
 
 def from_micros(value: int) -> datetime:
     """Return the aware UTC moment of a stored value."""
-    return _EPOCH + timedelta(microseconds=value)
+    return _EPOCH + value * _MICROSECOND
 
 
 def boot_id() -> str:

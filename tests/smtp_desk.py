@@ -123,7 +123,8 @@ class FakeWire:
     on_receive: Callable[[], None] = lambda: None
     early: bool = False
 
-    def receive(self, timeout_s: float) -> bytes:
+    def receive(self, deadline: float) -> bytes:
+        timeout_s = max(0.0, deadline - self.clock.monotonic())
         self.timeouts.append(timeout_s)
         self.on_receive()
         if self.wait_s > timeout_s:

@@ -28,7 +28,7 @@ class ScriptedWire:
             self.early = self.steps[0].octets
             del self.steps[0]
 
-    def receive(self, timeout_s: float) -> bytes:
+    def receive(self, deadline: float) -> bytes:
         if self.early:
             octets, self.early = self.early, b""
             return octets

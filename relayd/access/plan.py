@@ -77,13 +77,18 @@ class Plan:
 class Planner:
     """Decides for one worker. users: shared with the Verifier; None: the planner's own."""
 
-    __slots__ = ("_config", "_devices", "_upstreams", "_users")
+    __slots__ = ("_config", "_devices", "_limits", "_most", "_upstreams", "_users")
 
     def __init__(self, config: Config, users: Users | None = None) -> None:
         self._config = config
         self._users = users if users is not None else Users(config)
         self._devices = DeviceTable(config.device)
         self._upstreams = {upstream.name: upstream for upstream in config.upstream}
+        if len(config.upstream) == 1:
+            # Users added at run time are not resolved by the loader: the only one there is.
+            self._upstreams[""] = config.upstream[0]
+        self._limits = {each.name: self._limited(_carried(each)) for each in config.upstream}
+        self._most = max(self._limits.values(), default=self._limited(_LARGE))
 
     def submitter_for(self, ip: str, user_name: str | None) -> Submitter | None:
         """Return who submits; None: nobody we know.
@@ -109,8 +114,9 @@ class Planner:
     def size_limit(self, submitter: Submitter | None) -> int:
         """Return the largest message to take, octets; None: of whoever may yet log in."""
         upstream = self._upstream(submitter) if submitter is not None else None
-        ways = (upstream,) if upstream is not None else tuple(self._upstreams.values())
-        carried = max((_carried(way) for way in ways), default=_LARGE)
+        return self._most if upstream is None else self._limits[upstream.name]
+
+    def _limited(self, carried: int) -> int:
         return min(carried, self._config.limits.max_message_size or carried)
 
     def check_mail(self, submitter: Submitter, sender: Address | None, size: int) -> Refusal | None:
@@ -118,18 +124,20 @@ class Planner:
         upstream = self._upstream(submitter)
         if upstream is None:
             return self._no_way_out(submitter)
-        return self._too_large(submitter, size) or _refusal(
-            judge_envelope(
-                submitter, upstream, sender, default_domain=self._config.server.default_domain
-            )
+        if size > self._limits[upstream.name]:
+            return self._too_large(submitter, upstream, size)
+        verdict = judge_envelope(
+            submitter, upstream, sender, default_domain=self._config.server.default_domain
         )
+        return None if verdict is None else _refused(verdict)
 
     def check_rcpt(self, submitter: Submitter, address: Address) -> Refusal | None:
         """Judge RCPT."""
         upstream = self._upstream(submitter)
         if upstream is None:
             return self._no_way_out(submitter)
-        return self._check_recipient(submitter, upstream, self._completed(address, upstream))
+        whole = address if address.domain else self._completed(address, upstream)
+        return self._check_recipient(submitter, upstream, whole)
 
     def plan(
         self, submitter: Submitter, envelope: Envelope, header_from: Address | None, size: int
@@ -142,9 +150,8 @@ class Planner:
         upstream = self._upstream(submitter)
         if upstream is None:
             return self._no_way_out(submitter)
-        too_large = self._too_large(submitter, size)
-        if too_large is not None:
-            return too_large
+        if size > self._limits[upstream.name]:
+            return self._too_large(submitter, upstream, size)
         verdict = judge(
             submitter,
             upstream,
@@ -158,16 +165,13 @@ class Planner:
         if isinstance(recipients, Refusal):
             return recipients
         return Plan(
-            deliveries=tuple(_deliveries(upstream, verdict, recipients)),
+            deliveries=_deliveries(upstream, verdict, recipients),
             priority=PRIORITIES[submitter.priority],
             max_age_s=submitter.max_age or self._config.spool.max_age,
         )
 
     def _upstream(self, submitter: Submitter) -> Upstream | None:
-        if submitter.upstream:
-            return self._upstreams.get(submitter.upstream)
-        # Users added at run time are not resolved by the loader: the only one there is.
-        return self._config.upstream[0] if len(self._config.upstream) == 1 else None
+        return self._upstreams.get(submitter.upstream)
 
     def _no_way_out(self, submitter: Submitter) -> Refusal:
         if not self._upstreams:
@@ -186,30 +190,24 @@ class Planner:
             do=do,
         )
 
-    def _too_large(self, submitter: Submitter, size: int) -> Refusal | None:
-        limit = self.size_limit(submitter)
-        if size <= limit:
-            return None
+    def _too_large(self, submitter: Submitter, upstream: Upstream, size: int) -> Refusal:
+        limit = self._limits[upstream.name]
         return Refusal(
             code=552,
             enhanced="5.3.4",
             text=f"Message too large, at most {limit} octets",
             log_reason=f"{size} octets are more than the {limit} that '{submitter.name}' may send",
-            do=self._larger(submitter, limit),
+            do=self._larger(upstream, limit),
         )
 
-    def _larger(self, submitter: Submitter, limit: int) -> str:
+    def _larger(self, upstream: Upstream, limit: int) -> str:
         """Return what sets the limit."""
         if limit == self._config.limits.max_message_size:
             return "Raise max_message_size in [limits], or have the device send smaller mail."
-        upstream = self._upstream(submitter)
-        name = upstream.name if upstream is not None else "NAME"
-        return f"[upstream.{name}] carries no more: have the device send smaller mail."
+        return f"[upstream.{upstream.name}] carries no more: have the device send smaller mail."
 
     def _completed(self, address: Address, upstream: Upstream) -> Address:
-        """Return a recipient with a domain, wherever one is known ("postmaster")."""
-        if address.domain:
-            return address
+        """Return a recipient that has no domain ("postmaster") with one, where it is known."""
         domain = self._config.server.default_domain
         return Address(address.local, domain or _own_domain(upstream))
 
@@ -248,7 +246,7 @@ class Planner:
         """Return whom to send to, each once; or the refusal of one that RCPT let through."""
         found: dict[str, str] = {}
         for address in addresses:
-            whole = self._completed(address, upstream)
+            whole = address if address.domain else self._completed(address, upstream)
             # SECURITY: asked again, so that no path round RCPT makes an open relay.
             refusal = self._check_recipient(submitter, upstream, whole)
             if refusal is not None:
@@ -293,23 +291,23 @@ def _carried(upstream: Upstream) -> int:
 
 def _deliveries(
     upstream: Upstream, verdict: Keep | SetFrom, recipients: tuple[str, ...]
-) -> Iterator[NewDelivery]:
+) -> tuple[NewDelivery, ...]:
     sender = str(verdict.address)
     mailbox = sender if upstream.mailbox == SENDER else upstream.mailbox_id or upstream.mailbox
-    for start in range(0, len(recipients), MOST_RECIPIENTS):
-        yield NewDelivery(
-            mailbox=MailboxRef(upstream.name, mailbox.lower()),
-            recipients=recipients[start : start + MOST_RECIPIENTS],
-            header_from=sender.lower(),
-            # Also where the device's own is kept: what was judged is what goes out, though
-            # the head may write it in a way that others read differently.
-            set_from=sender,
-            reply_to_original=isinstance(verdict, SetFrom) and verdict.reply_to_original,
-        )
-
-
-def _refusal(verdict: Refuse | None) -> Refusal | None:
-    return None if verdict is None else _refused(verdict)
+    whole = NewDelivery(
+        mailbox=MailboxRef(upstream.name, mailbox.lower()),
+        recipients=recipients,
+        header_from=sender.lower(),
+        # Also where the device's own is kept: what was judged is what goes out, though
+        # the head may write it in a way that others read differently.
+        set_from=sender,
+        reply_to_original=isinstance(verdict, SetFrom) and verdict.reply_to_original,
+    )
+    if len(recipients) <= MOST_RECIPIENTS:
+        return (whole,)
+    starts = range(0, len(recipients), MOST_RECIPIENTS)
+    parts = [recipients[start : start + MOST_RECIPIENTS] for start in starts]
+    return tuple(replace(whole, recipients=part) for part in parts)
 
 
 def _refused(verdict: Refuse) -> Refusal:

@@ -85,8 +85,10 @@ def judge(
         if upstream.on_foreign_sender == "rewrite":
             return _instead(submitter, upstream, reply_to_original=True)
         return _foreign(submitter, upstream, said, in_header=header is not None)
-    if envelope is not None and _is_refused_sender(submitter, upstream, envelope):
-        return _foreign(submitter, upstream, envelope, in_header=False)
+    if upstream.on_foreign_sender == "reject":
+        refusal = judge_envelope(submitter, upstream, envelope)
+        if refusal is not None:
+            return refusal
     return Keep(said)
 
 
@@ -98,12 +100,12 @@ def judge_envelope(
     default_domain: str = "",
 ) -> Refuse | None:
     """Return the refusal that MAIL earns already; None where the header may yet decide."""
-    envelope = _possible(sender, default_domain)
-    if envelope is None or submitter.from_:
+    if upstream.on_foreign_sender != "reject" or submitter.from_:
         return None
-    if _is_refused_sender(submitter, upstream, envelope):
-        return _foreign(submitter, upstream, envelope, in_header=False)
-    return None
+    envelope = _possible(sender, default_domain)
+    if envelope is None or may_send_as(submitter, upstream, envelope):
+        return None
+    return _foreign(submitter, upstream, envelope, in_header=False)
 
 
 def may_send_as(submitter: Submitter, upstream: Upstream, address: Address) -> bool:
@@ -122,17 +124,13 @@ def may_send_as(submitter: Submitter, upstream: Upstream, address: Address) -> b
     ).matches(address)
 
 
-def _is_refused_sender(submitter: Submitter, upstream: Upstream, envelope: Address) -> bool:
-    return upstream.on_foreign_sender == "reject" and not may_send_as(submitter, upstream, envelope)
-
-
 def _possible(address: Address | None, default_domain: str) -> Address | None:
     """Return an address completed; None for one that nobody could have as sender."""
-    if address is None or address.is_literal:  # user@[192.0.2.1]: a device that has no name
+    if address is None:
         return None
     if not address.domain:
         return Address(address.local, default_domain) if default_domain else None
-    return address
+    return None if address.is_literal else address  # user@[192.0.2.1]: a device without a name
 
 
 def _instead(submitter: Submitter, upstream: Upstream, *, reply_to_original: bool) -> Judgement:

@@ -36,6 +36,7 @@ MAX_LOCAL: Final = 64
 MAX_DOMAIN: Final = 255
 MAX_ADDRESS: Final = 254
 _MAX_PATH: Final = 1024  # with a source route in front
+_REMEMBERED: Final = 320  # octets of a name or a short list; a site's devices write as few to few
 
 _ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _DOT_ATOM: Final = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
@@ -88,10 +89,6 @@ class Address:
         return f"{local}@{self.domain}" if self.domain else local
 
 
-# A site's devices write as a few to a few.
-_address = functools.lru_cache(maxsize=2048)(Address)
-
-
 class Mailbox(NamedTuple):
     """An address in a header. display: as found, unquoted, encoded words left alone."""
 
@@ -107,6 +104,13 @@ def parse_path(text: str, *, lenient: bool = False) -> Address:
              kept, and it may be as long as the whole address.
     raises:  NeedsSmtputf8 - the local part is not ASCII; ValueError - no address.
     """
+    if len(text) > _MAX_PATH:
+        raise ValueError("address too long")
+    return _parse_path(text, lenient)
+
+
+@functools.lru_cache(maxsize=2048)
+def _parse_path(text: str, lenient: bool) -> Address:  # noqa: FBT001 - a keyword would slow the cache
     found = _PLAIN.fullmatch(text)
     if found is None:
         return _parse_odd_path(text, lenient=lenient)
@@ -115,8 +119,6 @@ def parse_path(text: str, *, lenient: bool = False) -> Address:
 
 
 def _parse_odd_path(text: str, *, lenient: bool) -> Address:
-    if len(text) > _MAX_PATH:
-        raise ValueError("address too long")
     text = text.strip(" \t")
     if text.startswith("<") and text.endswith(">"):
         text = text[1:-1].strip(" \t")
@@ -140,7 +142,6 @@ def _parse_odd_path(text: str, *, lenient: bool) -> Address:
     return _bounded(local, fold_domain(rest[1:]), lenient=lenient)
 
 
-@functools.lru_cache(maxsize=2048)
 def _bounded(local: str, domain: str, *, lenient: bool) -> Address:
     if not local.isascii():
         raise NeedsSmtputf8("non-ASCII local part")
@@ -210,9 +211,13 @@ def parse_address_list(value: bytes) -> list[Mailbox]:
     other), "@" and commas in places they may not be are taken as they were meant. What
     is no address is left out; a list without any gives [].
     """
+    return list(_known_list(value)) if len(value) <= _REMEMBERED else _parse_list(value)
+
+
+def _parse_list(value: bytes) -> list[Mailbox]:
     text = without_controls(text_of(value)).strip(" ")
     if (one := _ONE.fullmatch(text)) is not None and len(one[3]) <= MAX_ADDRESS:  # most of them
-        return [Mailbox(" ".join(one[2].split()), _address(one[4], one[5].lower()))]
+        return [Mailbox(" ".join(one[2].split()), Address(one[4], one[5].lower()))]
     found: list[Mailbox] = []
     part = _Open([])
     at, end = 0, len(text)
@@ -251,6 +256,9 @@ def parse_address_list(value: bytes) -> list[Mailbox]:
             at = at + 1 if word is None else word.end()
     _close(part, found)
     return found
+
+
+_known_list = functools.lru_cache(maxsize=2048)(_parse_list)
 
 
 def _comment_end(text: str, start: int) -> int | None:
@@ -295,11 +303,18 @@ def render_mailbox(display: str, address: Address) -> bytes:
     Encoded words stay as they are, plain ASCII is quoted where needed, anything else
     becomes encoded words. Long names are folded.
     """
+    return (_known_mailbox if len(display) <= _REMEMBERED else _render_mailbox)(display, address)
+
+
+def _render_mailbox(display: str, address: Address) -> bytes:
     path = str(address).encode("ascii")
     display = flat(display)
     if not display:
         return path
     return b"%s <%s>" % (_phrase(display), path)
+
+
+_known_mailbox = functools.lru_cache(maxsize=2048)(_render_mailbox)
 
 
 def _phrase(display: str) -> bytes:
@@ -353,8 +368,8 @@ class AddressPatterns:
         domain = address.domain.lower()
         return (
             self.anybody
-            or address.key in self.exact
             or domain in self.domains
+            or (bool(self.exact) and address.key in self.exact)
             or (bool(self.subdomains) and domain.endswith(self.subdomains))
         )
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from relayd.message.address import Address, parse_address_list
-from relayd.message.headers import Head
-from relayd.message.outgoing import MARK, read_mark
-from relayd.message.trace import MAX_RECEIVED, count_ours, count_received
+from relayd.message.address import Address
+from relayd.message.headers import Head, value_of
+from relayd.message.outgoing import MARK_KEY, from_field, read_mark
+from relayd.message.trace import MAX_RECEIVED, count_ours
 from relayd.message.words import decode_words, flat, text_of
 from relayd.values import frozen
 
+_LOOKED_AT: Final = frozenset((b"from", b"subject", b"message-id", MARK_KEY))
 _ID_LIMIT: Final = 250
 _SUBJECT_LIMIT: Final = 200
 _SUBJECT_OCTETS: Final = 2048  # read of a subject before it is decoded
@@ -49,19 +50,27 @@ def glance(head: bytes, *, hostname: str, subject: bool = True) -> Glance:
     hostname: [server] hostname, to know our own lines and mark again.
     subject:  False saves decoding it where nobody keeps it.
     """
-    parsed = Head.parse(head)
-    mailboxes = parse_address_list(parsed.get("From") or b"")
-    message_id = flat(text_of((parsed.get("Message-ID") or b"")[: 2 * _ID_LIMIT]))
-    mark = read_mark(parsed.get(MARK) or b"", hostname)
+    first: dict[bytes, bytes] = {}
+    ways: list[bytes] = []
+    for name, raw in Head.parse(head).fields:
+        if name == b"received":
+            ways.append(raw)
+        elif name in _LOOKED_AT:
+            first.setdefault(name, raw)
+    mailbox = from_field(first[b"from"]).mailbox if b"from" in first else None
+    mark = read_mark(value_of(first[MARK_KEY]), hostname) if MARK_KEY in first else 0
     return Glance(
-        header_from=mailboxes[0].address if mailboxes else None,
-        message_id=message_id[:_ID_LIMIT],
-        subject=_subject(parsed.get("Subject") or b"") if subject else "",
-        received=count_received(parsed),
-        ours=max(mark, count_ours(parsed, hostname)),
+        header_from=None if mailbox is None else mailbox.address,
+        message_id=_message_id(first.get(b"message-id", b"")),
+        subject=_subject(first.get(b"subject", b"")) if subject else "",
+        received=len(ways),
+        ours=max(mark, count_ours(ways, hostname)) if ways else mark,
     )
 
 
-def _subject(value: bytes) -> str:
-    text = text_of(value[:_SUBJECT_OCTETS])
-    return flat(decode_words(text))[:_SUBJECT_LIMIT]
+def _message_id(raw: bytes) -> str:
+    return flat(text_of(value_of(raw)[: 2 * _ID_LIMIT]))[:_ID_LIMIT]
+
+
+def _subject(raw: bytes) -> str:
+    return flat(decode_words(text_of(value_of(raw)[:_SUBJECT_OCTETS])))[:_SUBJECT_LIMIT]

@@ -5,8 +5,9 @@ r"""The head of a message: split into fields as raw octets, edited by the field,
     Head.render()        fields, empty line, and what was no header after all
 
 Forgiven: a first line that starts with a space, an mbox "From " line, no header at all, a
-line that is no field (the body starts there), CR or LF alone (a line end like any other,
-or a reader at Microsoft might see fields that we did not judge), lines over 998 octets.
+line that is no field (the body starts there), a space before a colon and a line of spaces
+(they go), CR or LF alone (a line end like any other, or a reader at Microsoft might see fields
+that we did not judge), lines over 998 octets.
 Never raises on octets; time and memory are linear in HEAD_LIMIT.
 
 Source: RFC 5322 §2.1-2.2, §4.5 (space before the colon); Postfix 3.9 cleanup and smtpd.
@@ -15,8 +16,8 @@ Source: RFC 5322 §2.1-2.2, §4.5 (space before the colon); Postfix 3.9 cleanup 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Final, TypeAlias
 
 from relayd.values import frozen
 
@@ -31,8 +32,11 @@ _FIELD: Final = re.compile(
 _FIELDS: Final = re.compile(
     rb"(?:[!-9;-~]++[ \t]*+:[^\r\n]*+(?:(?:\r\n?|\n)[ \t][^\r\n]*+)*+(?:\r\n?|\n|\Z))*+"
 )
-# The same on canonical octets, all fields in one call.
-_CANONICAL: Final = re.compile(rb"(([!-9;-~]++)[ \t]*+:[^\r]*+(?:\r\n[ \t][^\r]*+)*+\r\n)")
+# What nearly every head is: fields on canonical octets that need no tidying, an empty line.
+_LINE: Final = rb"[^\r\n\0]*+\r\n"
+_CANONICAL: Final = rb"([!-9;-~]++):%s(?:[ \t]++[^ \t\r\n\0]%s)*+" % (_LINE, _LINE)
+_CANONICAL_FIELDS: Final = re.compile(rb"(%s)" % _CANONICAL)
+_CANONICAL_HEAD: Final = re.compile(rb"(%s)(?:%s)*+\r\n" % (_CANONICAL, _CANONICAL))
 # Our own Received (message.trace) is three lines. A continuation after it is the client's
 # first line, which began with a space.
 _OUR_TRACE: Final = re.compile(
@@ -41,19 +45,12 @@ _OUR_TRACE: Final = re.compile(
 _MBOX: Final = re.compile(rb"From [^\r\n]*+(?:\r\n?|\n|\Z)")
 _SPACES: Final = re.compile(rb"[ \t]++(?=[!-9;-~]++[ \t]*+:)")
 _BARE_NEWLINE: Final = re.compile(rb"\r\n(?![ \t])|\r(?!\n)|(?<!\r)\n|\x00")
+_LINE_OF_SPACES: Final = re.compile(rb"\r\n[ \t]++(?=\r\n)")
 _FOLD: Final = re.compile(rb"\r\n(?=[ \t])")
 
 
-class Field(NamedTuple):
-    """One header field. name: lower-case; raw: all its octets, CRLF at the end."""
-
-    name: bytes
-    raw: bytes
-
-    @property
-    def value(self) -> bytes:
-        """What follows the colon, unfolded and trimmed."""
-        return value_of(self.raw)
+Field: TypeAlias = tuple[bytes, bytes]
+"""One header field: its name in lower case, and all its octets, CRLF at the end."""
 
 
 def value_of(raw: bytes) -> bytes:
@@ -71,7 +68,7 @@ def make_field(name: str, value: bytes) -> Field:
     # SECURITY: the last gate against header injection; callers clean, this one refuses.
     if (b"\r" in value or b"\n" in value or b"\0" in value) and _BARE_NEWLINE.search(value):
         raise ValueError(f"line end inside the value of {name}")
-    return Field(name.lower().encode("ascii"), b"%s: %s\r\n" % (name.encode("ascii"), value))
+    return name.lower().encode("ascii"), b"%s: %s\r\n" % (name.encode("ascii"), value)
 
 
 @frozen
@@ -84,29 +81,30 @@ class Head:
     @classmethod
     def parse(cls, octets: bytes) -> Head:
         """Read a head, with or without its empty line; O(len(octets)); never raises."""
-        if _is_canonical(octets):
-            end = len(octets) - 2 if octets.endswith(b"\r\n\r\n") else len(octets)
-            found = _CANONICAL.findall(octets, 0, end)
-            whole = sum([len(raw) for raw, _ in found]) == end
-            if whole and not _has_odd_start(octets, found):
-                return cls(tuple([Field(name.lower(), raw) for raw, name in found]))
+        end = len(octets) - 2 if octets.endswith(b"\r\n\r\n") else len(octets)
+        found = _CANONICAL_FIELDS.findall(octets, 0, end)
+        whole = sum([len(raw) for raw, _ in found]) == end
+        if whole and found and not _has_odd_start(found[0][0]):
+            return cls(tuple([(name.lower(), raw) for raw, name in found]))
         _, body = split_head(octets)
-        return cls(tuple(_slow_fields(_canonical(octets[:body]))), octets[body:])
+        return cls(
+            tuple([_tidy(*each) for each in _slow_fields(_canonical(octets[:body]))]),
+            octets[body:],
+        )
 
-    def get(self, name: str) -> bytes | None:
-        """Return the first value of `name`, unfolded and trimmed; None if there is none."""
-        wanted = name.lower().encode("ascii")
-        return next((field.value for field in self.fields if field.name == wanted), None)
+    def get(self, wanted: str) -> bytes | None:
+        """Return the first value of a name, unfolded and trimmed; None if there is none."""
+        return next(iter(self.all(wanted)), None)
 
-    def all(self, name: str) -> list[bytes]:
-        """Return every value of `name`, in order."""
-        wanted = name.lower().encode("ascii")
-        return [field.value for field in self.fields if field.name == wanted]
+    def all(self, wanted: str) -> list[bytes]:
+        """Return every value of a name, in order."""
+        key = wanted.lower().encode("ascii")
+        return [value_of(raw) for name, raw in self.fields if name == key]
 
     def remove(self, *names: str) -> Head:
         """Return the head without any field of these names."""
         unwanted = {name.lower().encode("ascii") for name in names}
-        kept = tuple(field for field in self.fields if field.name not in unwanted)
+        kept = tuple(field for field in self.fields if field[0] not in unwanted)
         return Head(kept, self.rest)
 
     def replace(self, name: str, value: bytes) -> Head:
@@ -117,7 +115,7 @@ class Head:
         """Return the head with a field added at its end."""
         return Head((*self.fields, make_field(name, value)), self.rest)
 
-    def edit(self, new: dict[bytes, Field | None]) -> Head:
+    def edit(self, new: Mapping[bytes, Field | None]) -> Head:
         """Return the head with every name in `new` (lower-case) occurring as said.
 
         A Field stands where the first of its name stood, else at the end; the others of
@@ -126,21 +124,19 @@ class Head:
         waiting = dict(new)
         out: list[Field] = []
         for field in self.fields:
-            if field.name not in new:
+            if field[0] not in new:
                 out.append(field)
-                continue
-            chosen = waiting.pop(field.name, None)
-            if chosen is not None:
+            elif (chosen := waiting.pop(field[0], None)) is not None:
                 out.append(chosen)
-        out.extend(field for field in waiting.values() if field is not None)
+        out += [field for field in waiting.values() if field is not None]
         return Head(tuple(out), self.rest)
 
     def render(self) -> bytes:
         """Return the head as octets: fields, empty line, `rest`; no line over 998 octets."""
-        raws = [raw if len(raw) <= LINE_LIMIT else fold_long(raw) for _, raw in self.fields]
-        raws.append(b"\r\n")
-        raws.append(self.rest)
-        return b"".join(raws)
+        head = b"".join([raw for _, raw in self.fields])
+        if len(head) > LINE_LIMIT:
+            head = b"".join([fold_long(raw) for _, raw in self.fields])
+        return b"%s\r\n%s" % (head, self.rest)
 
 
 def split_head(octets: bytes) -> tuple[bytes, int]:
@@ -148,6 +144,9 @@ def split_head(octets: bytes) -> tuple[bytes, int]:
 
     head + octets[body_start:] is always the whole. O(HEAD_LIMIT); never raises.
     """
+    ordinary = _CANONICAL_HEAD.match(octets, 0, HEAD_LIMIT)
+    if ordinary is not None and not _has_odd_start(ordinary[1]):
+        return ordinary[0], ordinary.end()
     body = _end_of_fields(octets)
     line_end = _LINE_END.match(octets, body)
     if line_end is not None:
@@ -194,7 +193,7 @@ def _slow_fields(octets: bytes) -> Iterator[Field]:
     if trace is None or start is None:
         at = 0
     else:
-        yield Field(b"received", trace[0])
+        yield b"received", trace[0]
         at = trace.end()
     if start is not None:
         before = octets[at:start].strip(b" \t\r\n")
@@ -202,23 +201,23 @@ def _slow_fields(octets: bytes) -> Iterator[Field]:
             yield make_field("X-Mailbox-Line", before)
         at = start
     while (field := _FIELD.match(octets, at)) is not None:
-        yield Field(field[1].lower(), field[0])
+        yield field[1].lower(), field[0]
         at = field.end()
 
 
-def _has_odd_start(octets: bytes, found: list[tuple[bytes, bytes]]) -> bool:
-    """Tell whether the first field, our own Received, swallowed a line of the client's."""
-    trace = _OUR_TRACE.match(octets)
-    return trace is not None and trace.end() != len(found[0][0])
+def _tidy(name: bytes, raw: bytes) -> Field:
+    """Return a field without what obsolete syntax allows (RFC 5322 §4.2, §4.5): a space before
+    its colon, lines of spaces.
+    """
+    # SECURITY: some readers take either for the end of the head, and would miss our Bcc.
+    start, colon, rest = raw.partition(b":")
+    return name, start.rstrip(b" \t") + colon + _LINE_OF_SPACES.sub(b"", rest)
 
 
-def _is_canonical(octets: bytes) -> bool:
-    lines = octets.count(b"\r\n")
-    return (
-        octets.count(b"\n") == lines  # a CR alone is no field of _CANONICAL's
-        and b"\0" not in octets
-        and octets.endswith(b"\r\n")
-    )
+def _has_odd_start(first: bytes) -> bool:
+    """Tell whether a line of the client's continues the first field, our own Received."""
+    trace = _OUR_TRACE.match(first) if first.count(b"\n") > 3 else None
+    return trace is not None and trace.end() < len(first)
 
 
 def _canonical(octets: bytes) -> bytes:
@@ -229,6 +228,8 @@ def _canonical(octets: bytes) -> bytes:
 
 def fold_long(raw: bytes) -> bytes:
     """Return a raw field with no line over 998 octets, broken at a space where there is one."""
+    if len(raw) <= LINE_LIMIT:
+        return raw
     return (
         b"\r\n".join(piece for line in raw[:-2].split(b"\r\n") for piece in _pieces(line)) + b"\r\n"
     )

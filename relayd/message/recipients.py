@@ -25,6 +25,7 @@ from relayd.message.headers import Field, Head, make_field, value_of
 RECIPIENT_FIELDS: Final = frozenset(
     (b"to", b"cc", b"bcc", b"resent-to", b"resent-cc", b"resent-bcc")
 )
+_ALL_GO: Final[dict[bytes, Field | None]] = dict.fromkeys(RECIPIENT_FIELDS)
 _WIDTH: Final = 76
 _ATOM: Final = rb"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]++"
 PLAIN_ADDRESS: Final = rb"%s(?:\.%s)*+@[A-Za-z0-9_-]++(?:\.[A-Za-z0-9_-]++)*+" % (_ATOM, _ATOM)
@@ -38,8 +39,7 @@ def authoritative(head: Head, recipients: Sequence[str]) -> Head:
     recipients: as `str(Address)`; each must have a domain to be of use, none is left out.
     raises:     ValueError - a recipient that is no address.
     """
-    fields = [field for field in head.fields if field.name in RECIPIENT_FIELDS]
-    return head.edit(dict(recipient_fields(fields, recipients)))
+    return head.edit(recipient_fields(head.fields, recipients))
 
 
 def recipient_fields(
@@ -47,15 +47,15 @@ def recipient_fields(
 ) -> dict[bytes, Field | None]:
     """Return what each of RECIPIENT_FIELDS becomes; None: it goes.
 
-    fields: those of RECIPIENT_FIELDS in the head, in order.
+    fields: of the head, in order, at least those of RECIPIENT_FIELDS.
     raises: ValueError - a recipient that is no address.
     """
-    new: dict[bytes, Field | None] = dict.fromkeys(RECIPIENT_FIELDS)
+    new = _ALL_GO.copy()
     waiting = {recipient.lower(): recipient for recipient in recipients}
-    found: dict[bytes, list[Field]] = {b"to": [], b"cc": []}
-    for field in fields:
-        if field.name in found:
-            found[field.name].append(field)
+    found: dict[bytes, list[bytes]] = {b"to": [], b"cc": []}
+    for name, raw in fields:
+        if name in found:
+            found[name].append(raw)
     for name, same in found.items():
         if same:
             new[name] = _pruned(name, same, waiting)
@@ -65,16 +65,16 @@ def recipient_fields(
     return new
 
 
-def _pruned(name: bytes, same: list[Field], waiting: dict[str, str]) -> Field | None:
+def _pruned(name: bytes, same: list[bytes], waiting: dict[str, str]) -> Field | None:
     """Return one field with those of its addresses that wait, and take them off `waiting`."""
-    plain = _PLAIN_FIELD.fullmatch(same[0].raw) if len(same) == 1 else None
+    plain = _PLAIN_FIELD.fullmatch(same[0]) if len(same) == 1 else None
     if plain is not None:
         key = (plain[1] or plain[2]).decode("ascii").lower()
-        return same[0] if waiting.pop(key, None) is not None else None
+        return (name, same[0]) if waiting.pop(key, None) is not None else None
     kept = [
         mailbox
-        for field in same
-        for mailbox in parse_address_list(value_of(field.raw))
+        for raw in same
+        for mailbox in parse_address_list(value_of(raw))
         if waiting.pop(str(mailbox.address).lower(), None) is not None
     ]
     if not kept:

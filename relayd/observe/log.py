@@ -24,9 +24,9 @@ import re
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -45,6 +45,9 @@ _LEVELS: Final[Mapping[str, int]] = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
+_TELLING: Final = frozenset({str, int, float, bool, type(None)})
+"""Types whose values show what they are; any other may be a Secret."""
+_MOST_NAMES: Final = 512
 _METHOD_LEVELS: Final[Mapping[str, str]] = {"warn": "warning", "exception": "error", "msg": "info"}
 _SECRET_NAME: Final = re.compile(
     r"(?i)password|passwd|passphrase|secret|authorization|assertion|cookie|api_?key"
@@ -222,45 +225,21 @@ def _native() -> tuple[Callable[..., object], Callable[[], _thread.LockType]]:
     )
 
 
-class _Line:
-    """What structlog calls a logger: takes rendered lines."""
-
-    def __init__(self, journal: Journal) -> None:
-        self.journal = journal
-        for method in (*_LEVELS, "critical", "exception", "warn", "msg", "log", "fatal"):
-            setattr(self, method, journal.put)
-
-
-class _Factory:
-    """Gives structlog the journal; `reopen`, `close` and `troubles` find theirs here."""
-
-    def __init__(self, journal: Journal, recent: Recent) -> None:
-        self.journal = journal
-        self.recent = recent
-
-    def __call__(self, *_: object) -> _Line:
-        return _Line(self.journal)
-
-
-class _Final:
-    """The last processor: hide secrets, add who and when, render."""
+class _Lines:
+    """Makes a process's lines: hides secrets, adds who and when, renders."""
 
     def __init__(self, render: Render, process: str, recent: Recent) -> None:
         self._render = render
         self._process = process
         self._recent = recent
+        self._open: set[str] = set()  # names that are no secret's
 
-    def __call__(
-        self,
-        _logger: object,
-        method: str,
-        fields: MutableMapping[str, Any],  # structlog's own signature
-    ) -> str:
-        event = str(fields.pop("event", ""))
+    def line(self, method: str, event: str, fields: dict[str, object]) -> str:
+        """Return one line, without its newline; `fields` is the caller's to give away."""
         error = fields.pop("exc_info", None)
-        for name, value in fields.items():
-            if is_secret(name, value):
-                fields[name] = HIDDEN
+        # Asked of all at once: a caller's names are the same each time.
+        if not (self._open.issuperset(fields) and _TELLING.issuperset(map(type, fields.values()))):
+            self._hide(fields)
         if error or method == "exception":
             _explain(fields, error)
         fields["process"] = self._process
@@ -269,6 +248,38 @@ class _Final:
         if level == "error":
             self._recent.note(event, fields, moment)
         return self._render(event, fields, level=level, moment=moment)
+
+    def _hide(self, fields: dict[str, object]) -> None:
+        for name, value in fields.items():
+            if is_secret(name, value):
+                fields[name] = HIDDEN
+            elif len(self._open) < _MOST_NAMES:
+                self._open.add(name)
+
+
+class _Factory:
+    """What structlog makes its loggers of; `reopen`, `close` and `troubles` find theirs here."""
+
+    def __init__(self, journal: Journal, lines: _Lines, recent: Recent) -> None:
+        self.journal = journal
+        self.lines = lines
+        self.recent = recent
+
+    def __call__(self, *_: object) -> _Factory:
+        return self
+
+
+def _voice(level: int) -> type[structlog.typing.FilteringBoundLogger]:
+    """Return structlog's logger of `level`, without its chain of processors: we have one."""
+
+    class Voice(structlog.make_filtering_bound_logger(level)):  # type: ignore[misc]  # made at run time
+        def _proxy_to_logger(self, method: str, event: str = "", /, **fields: object) -> None:
+            if self._context:
+                fields = {**self._context, **fields}
+            factory: _Factory = self._logger
+            factory.journal.put(factory.lines.line(method, event, fields))
+
+    return Voice
 
 
 def is_secret(name: str, value: object) -> bool:
@@ -286,7 +297,7 @@ def scrub(words: str) -> str:
     return _SECRET_TEXT.sub(rf"\1{HIDDEN}", words)
 
 
-def _explain(fields: MutableMapping[str, Any], error: object) -> None:
+def _explain(fields: dict[str, object], error: object) -> None:
     """Turn exc_info into `error=` and `traceback=`, without values of variables."""
     caught = error if isinstance(error, BaseException) else sys.exc_info()[1]
     if isinstance(error, tuple):
@@ -299,10 +310,10 @@ def _explain(fields: MutableMapping[str, Any], error: object) -> None:
 class _Libraries(logging.Handler):
     """What libraries say through `logging`, in our own form."""
 
-    def __init__(self, journal: Journal, final: _Final) -> None:
+    def __init__(self, journal: Journal, lines: _Lines) -> None:
         super().__init__(logging.WARNING)
         self._journal = journal
-        self._final = final
+        self._lines = lines
 
     def emit(self, record: logging.LogRecord) -> None:
         """Put one record into the journal; a record that cannot be shown is named."""
@@ -310,14 +321,13 @@ class _Libraries(logging.Handler):
             words = record.getMessage()
         except (TypeError, ValueError):
             words = str(record.msg)
-        fields: dict[str, Any] = {
-            "event": "library.message",
+        fields: dict[str, object] = {
             "logger": record.name,
             "text": scrub(words),
             "exc_info": record.exc_info,
         }
         level = "error" if record.levelno >= logging.ERROR else "warning"
-        self._journal.put(self._final(None, level, fields))
+        self._journal.put(self._lines.line(level, "library.message", fields))
 
 
 def configure(settings: Log, *, process: str) -> Journal:
@@ -328,15 +338,15 @@ def configure(settings: Log, *, process: str) -> Journal:
     """
     journal = Journal(settings.file)
     recent = Recent()
-    final = _Final(_form(settings), process, recent)
+    lines = _Lines(_form(settings), process, recent)
     structlog.configure(
-        processors=[final],
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.level]),
-        logger_factory=_Factory(journal, recent),
+        processors=[],
+        wrapper_class=_voice(_LEVELS[settings.level]),
+        logger_factory=_Factory(journal, lines, recent),
         cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
-    root.handlers = [_Libraries(journal, final)]
+    root.handlers = [_Libraries(journal, lines)]
     root.setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
     return journal

@@ -26,6 +26,7 @@ LONGEST_TRACEBACK: Final = 8000
 """A traceback keeps its end: there the reason stands."""
 
 _BARE: Final = re.compile(r"[!#-<>-\[\]-~]+").fullmatch  # printable ASCII but space " = \
+_NO_ESCAPES: Final = re.compile(r"[ !#-\[\]-~]*").fullmatch  # printable ASCII but " \
 _NOT_A_KEY: Final = re.compile(r"[^A-Za-z0-9_.-]")
 _SHORT: Final[Mapping[str, str]] = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\"}
 _COLOURS: Final[Mapping[str, str]] = {"debug": "2", "info": "32", "warning": "33", "error": "31"}
@@ -33,14 +34,31 @@ _COLOURS: Final[Mapping[str, str]] = {"debug": "2", "info": "32", "warning": "33
 
 def render(event: str, fields: Mapping[str, object], *, level: str, moment: datetime) -> str:
     """Return the line as logfmt, without a newline; fields that are None are left out."""
-    parts = [f"{_key(event)} level={level}"]
-    for name, value in fields.items():
-        if isinstance(value, str) and len(value) <= LONGEST_VALUE and _BARE(value):
-            parts.append(f"{_key(name)}={value}")  # nearly all there is
-        elif value is not None:
-            parts.append(f"{_key(name)}={quote(text(value, _limit(name)))}")
-    parts.append("ts=" + stamp(moment))
-    return " ".join(parts)
+    if None in fields.values():
+        fields = {name: value for name, value in fields.items() if value is not None}
+    form = _form(event, level, *fields)
+    shown = [
+        value if type(value) is str else str(value) if type(value) is int else text(value)
+        for value in fields.values()
+    ]
+    together = "".join(shown)
+    if len(together) <= LONGEST_VALUE and _NO_ESCAPES(together):  # nearly always, and asked once
+        quoted = [
+            each if each and " " not in each and "=" not in each else f'"{each}"' for each in shown
+        ]
+    else:
+        quoted = [
+            quote(each if len(each) <= LONGEST_VALUE else text(value, _limit(name)))
+            for each, (name, value) in zip(shown, fields.items(), strict=True)
+        ]
+    return form % (*quoted, stamp(moment))
+
+
+@functools.lru_cache(maxsize=512)
+def _form(event: str, level: str, *names: str) -> str:
+    """Return the line with a %s in the place of each value; the same few are asked again."""
+    places = "".join([f" {_key(name)}=%s" for name in names])
+    return f"{_key(event)} level={_key(level)}{places} ts=%s"
 
 
 def render_json(event: str, fields: Mapping[str, object], *, level: str, moment: datetime) -> str:
@@ -75,8 +93,11 @@ def render_console(
 
 def stamp(moment: datetime) -> str:
     """Return an aware moment as RFC 3339 UTC with milliseconds."""
-    utc = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
-    return utc.isoformat(timespec="milliseconds")[:-6] + "Z"
+    at = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    # Half the time of isoformat(), which asks the zone for its offset.
+    return "%04d-%02d-%02dT%02d:%02d:%02d.%03dZ" % (  # noqa: UP031 - an f-string takes twice as long
+        at.year, at.month, at.day, at.hour, at.minute, at.second, at.microsecond // 1000
+    )  # fmt: skip
 
 
 def text(value: object, limit: int = LONGEST_VALUE) -> str:

@@ -174,7 +174,10 @@ class Registry:
 
     def observe(self, name: str, value: float, /, **labels: object) -> None:
         """Sort `value` into a histogram's bucket."""
-        cell = self._cell(name, labels, "histogram")
+        try:
+            cell = self._cells[(name, *labels, *labels.values())]
+        except KeyError:
+            cell = self._cell(name, labels, "histogram")
         cell[0] += value
         cell[1 + bisect_left(self._table[name].buckets, value)] += 1
 

@@ -14,6 +14,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Final
 
 from relayd.clock import SYSTEM, Clock
@@ -59,7 +60,7 @@ class Refused:
 class _Caller:
     accepted: int = 0
     refused: int = 0
-    last: dict[str, Json] | None = None
+    last: tuple[datetime, str, str] | None = None  # when, id and sender of the last accepted
     refusal: dict[str, Json] | None = None
 
 
@@ -70,17 +71,19 @@ class Callers:
         self._clock = clock
         self._news: OrderedDict[tuple[str, str, str], _Caller] = OrderedDict()
 
-    def accepted(self, ip: str, device: str, user: str, *, queue_id: str, sender: str) -> None:
-        """Note a message that was answered 250."""
+    def accepted(
+        self, ip: str, device: str, user: str, *, queue_id: str, sender: str, at: datetime
+    ) -> None:
+        """Note a message that was answered 250; it becomes text only if it is told."""
         caller = self._caller(ip, device, user)
         caller.accepted += 1
-        caller.last = {"at": self._now(), "id": queue_id, "from": sender[:_LONGEST_TEXT]}
+        caller.last = (at, queue_id, sender[:_LONGEST_TEXT])
 
     def refused(self, ip: str, device: str, user: str, refusal: Refused) -> None:
         """Note a session that ended with a refusal, or a peer that was turned away."""
         caller = self._caller(ip, device, user)
         caller.refused += 1
-        row: dict[str, Json] = {"at": self._now()}
+        row: dict[str, Json] = {"at": logfmt.stamp(self._clock.utcnow())}
         for name, value in asdict(refusal).items():
             row[name] = value[:_LONGEST_TEXT] if isinstance(value, str) else value
         row["transcript"] = list(plain(refusal.transcript))
@@ -103,14 +106,14 @@ class Callers:
 
     def _caller(self, ip: str, device: str, user: str) -> _Caller:
         key = (ip, device, user)
-        if key not in self._news and len(self._news) >= MOST_CALLERS:
+        caller = self._news.get(key)
+        if caller is not None:
+            self._news.move_to_end(key)
+            return caller
+        if len(self._news) >= MOST_CALLERS:
             self._news.popitem(last=False)
-        caller = self._news.setdefault(key, _Caller())
-        self._news.move_to_end(key)
+        caller = self._news[key] = _Caller()
         return caller
-
-    def _now(self) -> str:
-        return logfmt.stamp(self._clock.utcnow())
 
 
 def _row(key: tuple[str, str, str], caller: _Caller) -> dict[str, Json]:
@@ -120,7 +123,8 @@ def _row(key: tuple[str, str, str], caller: _Caller) -> dict[str, Json]:
         "accepted": caller.accepted, "refused": caller.refused,
     }  # fmt: skip
     if caller.last is not None:
-        row["last"] = caller.last
+        at, queue_id, sender = caller.last
+        row["last"] = {"at": logfmt.stamp(at), "id": queue_id, "from": sender}
     if caller.refusal is not None:
         row["refusal"] = caller.refusal
     return row

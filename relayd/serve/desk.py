@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from dataclasses import field, replace
+from dataclasses import field
 from datetime import timedelta
 from typing import Final, Protocol
 
@@ -73,10 +73,10 @@ class House:
 
 @frozen(kw_only=True)
 class Transaction:
-    """One MAIL and what followed; replaced whole."""
+    """One MAIL and what followed; replaced whole. origin: as trace, log and spool tell it."""
 
     sender: Address | None
-    smtputf8: bool
+    origin: Origin
     recipients: tuple[Address, ...] = ()
 
 
@@ -90,7 +90,7 @@ class Desk:
 
     __slots__ = (
         "_device", "_hello", "_house", "_intake", "_ip", "_listener", "_session", "_submitter",
-        "_tls", "_transaction", "_user", "_why",
+        "_terms", "_tls", "_transaction", "_user", "_why",
     )  # fmt: skip
 
     def __init__(
@@ -109,12 +109,18 @@ class Desk:
         self._ip = ip
         self._tls = "implicit" if is_tls else ""
         self._hello: Ehlo | Helo | None = None
-        self._user = ""
-        self._submitter = submitter or house.planner.submitter_for(ip, None)
+        self._user: str
+        self._submitter: Submitter | None
+        self._terms: ContentTerms | None  # of the submitter; None: not asked for yet
+        self._speaks(submitter or house.planner.submitter_for(ip, None))
         self._device = self._submitter.name if self._submitter else ""
         self._transaction: Transaction | None = None
         self._intake: Intake | None = None
         self._why: Refused | None = None
+
+    def _speaks(self, submitter: Submitter | None, user: str = "") -> None:
+        """Note who speaks from now on, and forget what was worked out for another."""
+        self._submitter, self._user, self._terms = submitter, user, None
 
     @property
     def why(self) -> Refused | None:
@@ -209,8 +215,7 @@ class Desk:
         """Forget all that was said in the clear (RFC 3207 §4.2)."""
         self.reset()
         self._hello = None
-        self._user = ""
-        self._submitter = self._house.planner.submitter_for(self._ip, None)
+        self._speaks(self._house.planner.submitter_for(self._ip, None))
         self._tls = f"{protocol} {cipher}"
 
     def may_authenticate(self, mechanism: str) -> Reply | None:
@@ -252,8 +257,7 @@ class Desk:
         return self._note(reply, f"login: {verdict.reason}", do, login=credentials.user)
 
     def _log_in(self, name: str, method: str) -> Reply:
-        self._user = name
-        self._submitter = self._house.planner.submitter_for(self._ip, name)
+        self._speaks(self._house.planner.submitter_for(self._ip, name), name)
         metrics.count("relayd_auth_total", method=method, result="ok")
         log.info(
             "auth.ok", session=self._session, ip=self._ip, device=self._device, user=name,
@@ -275,9 +279,9 @@ class Desk:
             )
         if self._user:
             # A user deleted or changed meanwhile: an open session must not outlive that.
-            self._submitter = self._house.planner.still(self._ip, self._user)
-            if self._submitter is None:
-                self._user = ""
+            now = self._house.planner.still(self._ip, self._user)
+            if now is not self._submitter:
+                self._speaks(now, self._user if now is not None else "")
         submitter = self._submitter
         sender = self._completed(mail.reverse_path)
         if self._listener.auth == "required" and not self._user:
@@ -292,7 +296,7 @@ class Desk:
         refusal = self._house.planner.check_mail(submitter, sender, mail.size)
         if refusal is not None:
             return self._refuse(refusal, sender=str(sender or ""))
-        self._transaction = Transaction(sender=sender, smtputf8=mail.smtputf8)
+        self._transaction = Transaction(sender=sender, origin=self._origin(smtputf8=mail.smtputf8))
         return replies.SENDER_OK
 
     def _stranger(self, sender: Address | None) -> Reply:
@@ -306,10 +310,10 @@ class Desk:
         return self._note(reply, STRANGER, let_in(self._ip), sender=str(sender or ""))
 
     def _completed(self, address: Address | None) -> Address | None:
-        domain = self._house.config.server.default_domain
-        if address is None or address.domain or not domain:
+        if address is None or address.domain:
             return address
-        return Address(address.local, domain)
+        domain = self._house.config.server.default_domain
+        return Address(address.local, domain) if domain else address
 
     def on_rcpt(self, rcpt: Rcpt) -> Reply:
         """Add a recipient that this peer may write to."""
@@ -322,8 +326,11 @@ class Desk:
         refusal = self._house.planner.check_rcpt(submitter, address)
         if refusal is not None:
             return self._refuse(refusal, recipient=str(address))
-        recipients = (*transaction.recipients, address)
-        self._transaction = replace(transaction, recipients=recipients)
+        self._transaction = Transaction(
+            sender=transaction.sender,
+            origin=transaction.origin,
+            recipients=(*transaction.recipients, address),
+        )
         return replies.RECIPIENT_OK
 
     def on_data(self) -> ContentTerms | Reply:
@@ -334,14 +341,18 @@ class Desk:
         draft = self._house.door.draft(priority=PRIORITIES[submitter.priority])
         only = str(transaction.recipients[0]) if len(transaction.recipients) == 1 else None
         trace = received_line(
-            self._origin(transaction),
+            transaction.origin,
             only,
             queue_id=queue_id_text(draft.id),
             hostname=self._house.config.server.hostname,
             now=self._house.clock.utcnow(),
         )
         self._intake = Intake(draft, trace)
-        return ContentTerms(self._house.planner.size_limit(submitter), lf_dot=submitter.lf_dot)
+        if self._terms is None:
+            self._terms = ContentTerms(
+                self._house.planner.size_limit(submitter), lf_dot=submitter.lf_dot
+            )
+        return self._terms
 
     def on_piece(self, octets: bytes) -> None:
         """Keep a piece of content."""
@@ -362,15 +373,16 @@ class Desk:
         )
         if seen.is_loop:
             return self._loop(seen)
-        message = self._planned(transaction, submitter, seen, intake, body_sha256)
+        queue_id = queue_id_text(intake.draft.id)
+        message = self._planned(transaction, submitter, seen, intake, body_sha256, queue_id)
         if isinstance(message, Reply):
             return message
         # DURABILITY: 250 is only said after this returned; what it raises is answered 451 or 452.
         intake.draft.commit(message, deadline=began + COMMIT_LIMIT_S)
         self._intake = None
         took = self._house.clock.monotonic() - began
-        self._accepted(queue_id_text(intake.draft.id), message, end, took)
-        return replies.queued(queue_id_text(intake.draft.id))
+        self._accepted(queue_id, message, end, took)
+        return replies.queued(queue_id)
 
     def _planned(
         self,
@@ -379,8 +391,9 @@ class Desk:
         seen: Glance,
         intake: Intake,
         body_sha256: str,
+        queue_id: str,
     ) -> NewMessage | Reply:
-        origin = self._origin(transaction)
+        origin = transaction.origin
         envelope = Envelope(
             sender=transaction.sender, recipients=transaction.recipients, origin=origin
         )
@@ -397,8 +410,7 @@ class Desk:
             size_bytes=intake.size_bytes,
             body_sha256=body_sha256,
             # What `message.outgoing` will add, so that it can be looked for by either name.
-            message_id=seen.message_id
-            or f"<{queue_id_text(intake.draft.id)}@{self._house.config.server.hostname}>",
+            message_id=seen.message_id or f"<{queue_id}@{self._house.config.server.hostname}>",
             subject=seen.subject if self._house.config.log.subjects else "",
             session=origin.session,
             listener=origin.listener,
@@ -409,7 +421,7 @@ class Desk:
             deliveries=plan.deliveries,
         )
 
-    def _origin(self, transaction: Transaction) -> Origin:
+    def _origin(self, *, smtputf8: bool) -> Origin:
         return Origin(
             session=self._session,
             listener=self._listener.name,
@@ -417,24 +429,31 @@ class Desk:
             helo=self._hello.name if self._hello else "",
             device=self._device,
             user=self._user,
-            protocol=self._protocol(transaction),
+            protocol=self._protocol(smtputf8=smtputf8),
         )
 
-    def _protocol(self, transaction: Transaction) -> str:
+    def _protocol(self, *, smtputf8: bool) -> str:
         """Return the RFC 3848 name of how the message came."""
         if not isinstance(self._hello, Ehlo):
             return "SMTP"
-        name = "UTF8SMTP" if transaction.smtputf8 else "ESMTP"
+        name = "UTF8SMTP" if smtputf8 else "ESMTP"
         return name + ("S" if self._tls else "") + ("A" if self._user else "")
 
     def _accepted(self, queue_id: str, message: NewMessage, end: ContentEnd, took: float) -> None:
         self._why = None
         self._house.callers.accepted(
-            self._ip, self._device, self._user, queue_id=queue_id, sender=message.sender
+            self._ip,
+            self._device,
+            self._user,
+            queue_id=queue_id,
+            sender=message.sender,
+            at=message.accepted_at,
         )
         metrics.observe("relayd_accept_seconds", took)
         device = self._user or self._device
+        recipients = 0
         for delivery in message.deliveries:
+            recipients += len(delivery.recipients)
             metrics.count(
                 "relayd_messages_accepted_total", device=device, upstream=delivery.mailbox.upstream
             )
@@ -442,8 +461,7 @@ class Desk:
         log.info(
             "message.accepted", id=queue_id, session=self._session, ip=self._ip,
             device=self._device, user=self._user, sender=message.sender,
-            recipients=sum(len(one.recipients) for one in message.deliveries),
-            bytes=end.size, ms=round(took * 1000), **subject,
+            recipients=recipients, bytes=end.size, ms=round(took * 1000), **subject,
         )  # fmt: skip
 
     def _loop(self, seen: Glance) -> Reply:

@@ -25,18 +25,22 @@ _EMPTY_LINE: Final = b"\r\n\r\n"
 
 
 class Intake:
-    """Content of one transaction. draft: where it goes; trace: our Received line, CRLF."""
+    """Content of one transaction. draft: where it goes; trace: our Received line, CRLF.
 
-    __slots__ = ("_body_hash", "_error", "_head", "_in_body", "draft", "size_bytes")
+    The trace goes out together with the first piece: for most messages that is one write, and the
+    draft has nothing to join.
+    """
+
+    __slots__ = ("_body_hash", "_error", "_head", "_in_body", "_trace", "draft", "size_bytes")
 
     def __init__(self, draft: Draft, trace: bytes) -> None:
         self.draft = draft
         self.size_bytes = 0
+        self._trace = trace  # b"" once it is written
         self._head = b""
         self._in_body = False
         self._body_hash = hashlib.sha256()
         self._error: SpoolUnavailable | None = None
-        self._store(trace)
 
     def write(self, octets: bytes) -> None:
         """Take a piece of content, canonical CRLF; never raises."""
@@ -52,13 +56,15 @@ class Intake:
 
         raises: SpoolUnavailable, SpoolFull - a write failed; discard the draft.
         """
+        if self._trace:  # no content at all
+            self._store(b"")
         if self._error is not None:
             raise self._error
         return self._head, self._body_hash.hexdigest()
 
     def _grow_head(self, octets: bytes) -> None:
         searched = len(self._head)
-        block = self._head + octets if self._head else octets
+        block = self._head + octets if searched else octets
         cut = _end_of_head(block, searched)
         if cut is None:
             self._head = block
@@ -70,6 +76,8 @@ class Intake:
     def _store(self, octets: bytes) -> None:
         if self._error is not None:
             return
+        if self._trace:
+            octets, self._trace = self._trace + octets, b""
         try:
             self.draft.write(octets)
         except SpoolUnavailable as error:

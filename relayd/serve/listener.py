@@ -26,7 +26,7 @@ from relayd.observe import metrics
 from relayd.serve.callers import Callers, Refused
 from relayd.serve.desk import Desk, House
 from relayd.serve.session import End, Farewell, Manners, PeerGone, PeerSilent, Session
-from relayd.serve.wire import SocketWire
+from relayd.serve.wire import SocketWire, tune
 from relayd.smtp import replies
 from relayd.smtp.replies import Reply
 
@@ -99,6 +99,7 @@ class Listener:
         self._house = house
         self._sessions = sessions
         self._manners = manners(settings, house.config.limits)
+        tune(sock)
         self._server = StreamServer(sock, self._serve)
         # One accept for each turn of the loop: what comes next may be another worker's.
         self._server.max_accept = 1
@@ -123,7 +124,7 @@ class Listener:
             device = submitter.name if submitter else ""
             counted = self._house.pulse.enter(device)
             if counted:
-                self._converse(wire, name, ip)
+                self._converse(wire, name, ip, submitter)
             else:
                 self._turn_away(wire, name, ip, device)
         except (PeerGone, PeerSilent) as error:
@@ -156,7 +157,7 @@ class Listener:
         self._house.callers.refused(ip, device, "", refused)
         if self._settings.tls != "implicit":
             # Where TLS comes first clear text is garbage, and a handshake costs what a limit saves.
-            wire.send(reply.render())
+            wire.send(reply.octets)
 
     def _which_limit(self, device: str) -> tuple[Reply, str]:
         """Return what a client that is one too many is told, and what the log says."""
@@ -166,11 +167,13 @@ class Listener:
             return replies.TOO_MANY_FROM_YOU, "max_connections_per_device is reached"
         return replies.TOO_MANY_CONNECTIONS, "half of max_connections is taken by unknown peers"
 
-    def _converse(self, wire: SocketWire, name: str, ip: str) -> None:
+    def _converse(self, wire: SocketWire, name: str, ip: str, submitter: Submitter | None) -> None:
         is_tls = self._settings.tls == "implicit"
         if is_tls:
             wire.start_tls(self._implicit_context())
-        desk = Desk(self._house, self._settings, session=name, ip=ip, is_tls=is_tls)
+        desk = Desk(
+            self._house, self._settings, session=name, ip=ip, is_tls=is_tls, submitter=submitter
+        )
         session = Session(wire, desk, self._manners)
         log.debug("session.opened", session=name, ip=ip, device=desk.device,
                   listener=self._settings.name)  # fmt: skip
@@ -238,6 +241,7 @@ def converse(client: socket.socket, house: House, sessions: Sessions, submitter:
         session.run()
     finally:
         sessions.remove(session)
+        wire.let_go()
 
 
 def manners(settings: ListenerSettings, limits: Limits) -> Manners:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import enum
 import ssl
+from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final, Protocol, TypeAlias, assert_never
 
@@ -64,12 +66,13 @@ class PeerSilent(RelaydError):
 
 
 class Wire(Protocol):
-    """The socket as a session sees it; blocks its greenlet, never past the time given."""
+    """The socket as a session sees it; blocks its greenlet, never past a deadline."""
 
-    def receive(self, timeout_s: float) -> bytes:
+    def receive(self, deadline: float) -> bytes:
         """Return 1..65536 octets; b"" at end of file, or after `wake`.
 
-        raises: PeerSilent, PeerGone.
+        deadline: monotonic; what has come by then is returned, also when it is over already.
+        raises:   PeerSilent, PeerGone.
         """
         ...
 
@@ -253,7 +256,7 @@ class Session:
         )
         self._mechanism: sasl.Mechanism | None = None
         self._out = b""  # replies of a pipelined group, sent before the next blocking wait
-        self._said: list[bytes] = []  # both sides; ours end in CRLF
+        self._said = deque[bytes](maxlen=MAX_TRANSCRIPT)  # both sides; ours end in CRLF
         self._refusal: _Refused | None = None
         self._deadline = 0.0  # monotonic; for the command line being waited for; 0: none
         self._waited_s = 0.0  # of the open content: time spent waiting for octets, and them
@@ -323,12 +326,12 @@ class Session:
         if reply.code != 220:
             self._note_refusal(reply, weight=2)
             return self._leave(reply, End.REFUSED)
-        self._say(reply.render())
+        self._say(reply.octets)
         return None
 
     def _talk(self) -> _Ended:
         while True:
-            if self._is_leaving():
+            if self._draining and self._is_leaving():
                 return self._leave(replies.SHUTTING_DOWN, End.DRAINED)
             event = self._protocol.next_event()
             if event is Signal.NEED_DATA:
@@ -336,7 +339,7 @@ class Session:
             elif isinstance(event, ContentPiece):
                 self._desk.on_piece(event.octets)
                 continue
-            elif isinstance(event, Signal):
+            elif event is Signal.PAUSED:
                 raise AssertionError(event)  # nothing is owed and nothing is closed here
             else:
                 self._deadline = 0.0
@@ -350,16 +353,15 @@ class Session:
         in_content = self._protocol.state is State.CONTENT
         now = self._clock.monotonic()
         if in_content:
-            timeout_s = self._manners.data_timeout_s
+            deadline = now + self._manners.data_timeout_s
         else:
             # One deadline for the whole line: octets that drip in do not push it on.
-            self._deadline = self._deadline or now + self._manners.idle_timeout_s
-            timeout_s = max(0.0, self._deadline - now)
+            deadline = self._deadline = self._deadline or now + self._manners.idle_timeout_s
         self._waiting = self._protocol.state in BETWEEN
         if self._waiting and self._draining:
-            timeout_s = min(timeout_s, max(0.0, self._patient_until - now))
+            deadline = min(deadline, self._patient_until)
         try:
-            octets = self._wire.receive(timeout_s)
+            octets = self._wire.receive(deadline)
         except PeerSilent:
             if in_content:
                 return self._leave(replies.TOO_SLOW, End.SLOW, "no octet for data_timeout")
@@ -387,7 +389,8 @@ class Session:
         return self._leave(replies.TOO_SLOW, End.SLOW, "below min_data_rate")
 
     def _is_leaving(self) -> bool:
-        if not self._draining or self._protocol.state not in BETWEEN:
+        """Tell whether a session that was asked to leave may do so now."""
+        if self._protocol.state not in BETWEEN:
             return False
         return self._had_mail or self._clock.monotonic() >= self._patient_until
 
@@ -405,26 +408,33 @@ class Session:
     # --- questions and answers
 
     def _answer(self, event: Owing) -> _Ended | None:
-        self._said.append(_shown(event, self._protocol.line))
+        protocol = self._protocol
+        line = protocol.line
+        self._said.append(line[:500] if type(event) in _OPEN_WORDS else _shown(event, line))
         if isinstance(event, Hangup) and event.reply is None:
             return End.NOT_SMTP, event.reason
         try:
             answer = self._ask(event)
         except RelaydError as error:
             answer = replies.refusal(error)
-        terms = answer if isinstance(answer, ContentTerms) else None
-        reply = _as_reply(answer)
-        octets = self._protocol.send(reply, terms)
+        if not isinstance(answer, Reply):
+            return self._go_on(answer)
+        octets = protocol.send(answer)
         self._say(octets)
-        if not reply.is_positive:
-            self._note_refusal(reply, weight=_weight(event))
-        elif isinstance(event, ContentEnd):
+        if not answer.is_positive:
+            self._note_refusal(answer, weight=_weight(event))
+        elif self._refusal is not None and isinstance(event, ContentEnd):
             self._refusal = None
-        if isinstance(answer, ssl.SSLContext):
-            return self._start_tls(answer)
-        if terms is not None:
+        return _ended(event, octets) if protocol.state is State.CLOSED else None
+
+    def _go_on(self, granted: ContentTerms | ssl.SSLContext) -> _Ended | None:
+        """Say yes to DATA or STARTTLS, and change to what was asked for."""
+        if isinstance(granted, ContentTerms):
+            self._say(self._protocol.send(replies.START_MAIL, granted))
             self._waited_s, self._content_octets = 0.0, 0
-        return _ended(event, octets) if self._protocol.state is State.CLOSED else None
+            return None
+        self._say(self._protocol.send(replies.START_TLS))
+        return self._start_tls(granted)
 
     def _ask(self, event: Owing) -> _Answer:
         if isinstance(event, Command):
@@ -513,8 +523,6 @@ class Session:
     def _say(self, octets: bytes) -> None:
         metrics.count("relayd_smtp_replies_total", code=octets[:3].decode())
         self._said.append(octets)
-        if len(self._said) > 2 * MAX_TRANSCRIPT:
-            del self._said[:-MAX_TRANSCRIPT]
         self._out += octets
         if len(self._out) > _MAX_HELD_BACK:
             self._flush()
@@ -546,15 +554,9 @@ def _weight(event: Owing) -> int:
     return 2 if isinstance(event, _WEIGHTY) else 1
 
 
-def _as_reply(answer: _Answer) -> Reply:
-    if isinstance(answer, Reply):
-        return answer
-    return replies.START_MAIL if isinstance(answer, ContentTerms) else replies.START_TLS
-
-
 def _ended(event: Owing, octets: bytes) -> _Ended:
     """Return why the session is closed. octets: our last words."""
-    if octets == replies.TOO_MANY_ERRORS.render():
+    if octets == replies.TOO_MANY_ERRORS.octets:
         return End.ERRORS, ""
     match event:
         case Quit():
@@ -565,6 +567,10 @@ def _ended(event: Owing, octets: bytes) -> _Ended:
             return End.QUIT, "lf-dot"
         case _:
             return End.REFUSED, ""
+
+
+_OPEN_WORDS: Final = frozenset({Mail, Rcpt, Data, Ehlo, Helo, Rset, Noop, Quit, StartTls})
+"""Lines of which the transcript may have the whole: `_shown` need not look at them."""
 
 
 def _shown(event: Owing, line: bytes) -> bytes:
@@ -583,9 +589,9 @@ def _shown(event: Owing, line: bytes) -> bytes:
             return line[:500]
 
 
-def _transcript(said: list[bytes]) -> tuple[str, ...]:
+def _transcript(said: Iterable[bytes]) -> tuple[str, ...]:
     lines = list[str]()
-    for octets in said[-MAX_TRANSCRIPT:]:
+    for octets in said:
         text = octets.decode("utf-8", "backslashreplace")
         if octets.endswith(b"\r\n"):
             lines += [f"S: {line}" for line in text.split("\r\n")[:-1]]

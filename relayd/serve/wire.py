@@ -1,8 +1,11 @@
 """A session's socket: octets with deadlines, TLS begun in the middle, an end without RST.
 
-Works on gevent's sockets (a worker's are all patched) and blocks its greenlet only. A
-deadline is the socket's own time-out: gevent starts a timer for it only when it really has
-to wait (measured: 0.2 us a call, where a gevent.Timeout around each costs 1.5).
+Works on gevent's sockets (a worker's are all patched) and blocks its greenlet only. A session
+waits once for each command, so this goes past gevent's `recv` and `sendall`, which make a time-out
+object for each wait: here it is one system call, and only when it would block a wait on the hub
+with a watcher and an alarm that the connection keeps. The alarm is set anew only for a deadline
+sooner than the one it is set for; one that rings too early is set again. (Measured, one command
+and its reply, system calls included: 12.9 us before, 8.1 so.)
 
 Source: RFC 3207 §4 (STARTTLS), RFC 8446 §6.1 (close_notify), RFC 1122 §4.2.2.13 (RST on a
 close with unread octets; the client would lose the reply it has not read yet).
@@ -17,6 +20,8 @@ import struct
 import termios
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
+from math import inf
 from typing import Final
 
 import gevent
@@ -33,7 +38,8 @@ LINGER_S: Final = 1.0
 """How long a closed session waits for the peer's own end, so that it reads our last reply."""
 
 _MAX_LINGER: Final = 1 << 20
-_SHORTEST_S: Final = 0.001  # 0 would make the socket non-blocking
+_FEW: Final = 4096  # what a read has room for, until one fills it: commands are short
+_READ: Final = 1  # the event loop's word for "readable"
 
 _HANDSHAKE_WORDS: Final[Mapping[str, str]] = {
     "UNSUPPORTED_PROTOCOL": "the client knows only TLS versions this listener does not allow",
@@ -52,41 +58,119 @@ class _Woken(BaseException):
     """Thrown into a greenlet that waits in `receive`; never leaves this file."""
 
 
+class _Overdue(BaseException):
+    """Thrown into a greenlet whose deadline has passed; never leaves this file."""
+
+
 class SocketWire:
     """One accepted connection; owns the socket from here on. sock: gevent's, connected."""
 
-    __slots__ = ("_socket", "_unwrap", "_waiter")
+    __slots__ = (
+        "_alarm",
+        "_alarm_at",
+        "_deadline",
+        "_has_answered",
+        "_hub",
+        "_is_closed",
+        "_read",
+        "_readable",
+        "_room",
+        "_socket",
+        "_until_readable",
+        "_unwrap",
+        "_waiter",
+        "_write",
+    )
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._waiter: greenlet | None = None  # who waits in `receive` now
+        self._hub = get_hub()
         self._unwrap: Callable[[], object] | None = None  # says close_notify; None: no TLS
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            with suppress(OSError):  # gone already: the first `receive` will tell
-                _tune(sock)
+        self._read: Callable[[int], bytes]  # neither blocks; with TLS through it
+        self._write: Callable[[bytes], int]
+        self._use(sock.fileno())
+        self._room = _FEW
+        self._has_answered = False  # nothing was received since: only a wait can bring octets
+        self._waiter: greenlet | None = None  # who waits in `receive` now
+        self._deadline = inf  # of that wait, monotonic
+        self._readable = self._hub.loop.io(sock.fileno(), _READ)
+        self._until_readable: Callable[[], object] = partial(self._hub.wait, self._readable)
+        self._alarm = self._hub.loop.timer(0.0)
+        self._alarm_at = inf  # when it rings, monotonic; inf: it is not set
+        self._is_closed = False
+
+    def _use(self, descriptor: int) -> None:
+        """Read and write in the clear. descriptor: -1 once closed, or it may be somebody else's."""
+        self._read = partial(os.read, descriptor)
+        self._write = partial(os.write, descriptor)
 
     @property
     def is_secure(self) -> bool:
         """True once TLS is up."""
         return self._unwrap is not None
 
-    def receive(self, timeout_s: float) -> bytes:
+    def receive(self, deadline: float) -> bytes:
         """Return 1..65536 octets; b"" at end of file, or after `wake`.
 
-        raises: PeerSilent, PeerGone.
+        deadline: monotonic; what has come by then is returned, also when it is over already.
+        raises:   PeerSilent, PeerGone.
         """
-        self._socket.settimeout(max(timeout_s, _SHORTEST_S))
-        self._waiter = getcurrent()
+        is_time = True
         try:
-            return self._socket.recv(MAX_RECEIVE)
+            if self._has_answered:
+                self._has_answered = False
+                is_time = self._wait(self._until_readable, deadline)
+            while True:
+                try:
+                    octets = self._read(self._room)
+                    self._room = MAX_RECEIVE if len(octets) == self._room else _FEW
+                    return octets
+                except (BlockingIOError, ssl.SSLWantReadError):
+                    wait = self._until_readable
+                except ssl.SSLWantWriteError:  # TLS has something of its own to say first
+                    wait = self._until_writable
+                if not is_time:
+                    raise PeerSilent("no octet came")
+                is_time = self._wait(wait, deadline)
         except _Woken:
             return b""
-        except TimeoutError:
+        except TimeoutError:  # the kernel's: nobody answers its keep-alive
             raise PeerSilent("no octet came") from None
         except (OSError, ValueError) as error:  # ValueError: TLS was shut down by the peer
             raise PeerGone(_words(error)) from error
+
+    def _wait(self, wait: Callable[[], object], deadline: float) -> bool:
+        """Wait for the socket; False when the deadline comes first. raises: _Woken."""
+        if deadline < self._alarm_at:
+            self._set_alarm(deadline)
+        self._deadline = deadline
+        self._waiter = getcurrent()
+        try:
+            wait()
+        except _Overdue:
+            return False
         finally:
             self._waiter = None
+        return True
+
+    def _until_writable(self) -> None:
+        socket.wait_write(self._socket.fileno())
+
+    def _set_alarm(self, at: float) -> None:
+        self._alarm.close()
+        self._alarm = self._hub.loop.timer(max(0.0, at - SYSTEM.monotonic()), ref=False)
+        self._alarm.start(self._ring)
+        self._alarm_at = at
+
+    def _ring(self) -> None:
+        # In the hub, as `_interrupt`. Most deadlines were met long ago, and a later one stands.
+        self._alarm_at = inf
+        if self._waiter is None:
+            return
+        if SYSTEM.monotonic() < self._deadline:
+            self._set_alarm(self._deadline)
+        else:
+            self._waiter.throw(_Overdue())
 
     def has_input(self) -> bool:
         """Tell whether octets wait to be received; never blocks. Not for TLS."""
@@ -99,27 +183,24 @@ class SocketWire:
     def send(self, octets: bytes) -> None:
         """Send all of `octets`; raises PeerSilent, PeerGone."""
         try:
-            if self._unwrap is None:
-                octets = self._written(octets)
-                if not octets:
-                    return
-            self._socket.settimeout(SEND_S)
-            self._socket.sendall(octets)
+            try:
+                sent = self._write(octets)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                sent = 0
+            if sent < len(octets):
+                self._send_patiently(octets[sent:])
         except TimeoutError:
             raise PeerSilent("our replies are not read") from None
         except (OSError, ValueError) as error:
             raise PeerGone(_words(error)) from error
+        self._has_answered = self._unwrap is None  # TLS may hold octets it has read already
 
-    def _written(self, octets: bytes) -> bytes:
-        """Write what the kernel takes at once, nearly always all; return what is left.
-
-        Past gevent's `sendall`, which costs more than the write itself: a session has a reply
-        for each command.
-        """
+    def _send_patiently(self, octets: bytes) -> None:
+        self._socket.settimeout(SEND_S)
         try:
-            return octets[os.write(self._socket.fileno(), octets) :]
-        except BlockingIOError:
-            return octets
+            self._socket.sendall(octets)
+        finally:
+            self._socket.settimeout(0.0)
 
     def start_tls(self, context: ssl.SSLContext) -> tuple[str, str]:
         """Do the server's handshake; return protocol version and cipher.
@@ -136,7 +217,9 @@ class SocketWire:
                 wrapped.do_handshake()
         except (OSError, ValueError) as error:
             raise PeerGone("TLS handshake: " + _words(error)) from error
-        self._unwrap = wrapped.unwrap
+        wrapped.settimeout(0.0)
+        self._read, self._write, self._unwrap = wrapped.read, wrapped.write, wrapped.unwrap
+        self._has_answered = False
         cipher = wrapped.cipher()
         return wrapped.version() or "", cipher[0] if cipher else ""
 
@@ -150,38 +233,50 @@ class SocketWire:
         if self._waiter is not None:
             self._waiter.throw(_Woken())
 
+    def let_go(self) -> None:
+        """Stop watching a socket that somebody else closes; nothing may be received any more."""
+        self._use(-1)
+        self._has_answered = False
+        self._readable.close()
+        self._alarm.close()
+
     def close(self) -> None:
         """End with FIN; wait a moment for the peer's. Never raises; may be called twice."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         try:
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, PeerGone, PeerSilent):
                 self._linger()
         finally:
+            self.let_go()
             self._socket.close()
 
     def _linger(self) -> None:
         until = SYSTEM.monotonic() + LINGER_S
-        self._socket.settimeout(LINGER_S)
         if self._unwrap is not None:
+            self._socket.settimeout(LINGER_S)
             with suppress(OSError, ValueError):
                 self._unwrap()
+            self._use(self._socket.fileno())
         self._socket.shutdown(socket.SHUT_WR)
         left = _MAX_LINGER
         while left > 0:
-            self._socket.settimeout(max(until - SYSTEM.monotonic(), _SHORTEST_S))
-            octets = self._socket.recv(MAX_RECEIVE)
+            octets = self.receive(until)
             if not octets:
                 return
             left -= len(octets)
 
 
-def _tune(sock: socket.socket) -> None:
+def tune(listening: socket.socket) -> None:
+    """Set what every connection accepted from this socket shall have; Linux hands it on."""
     # Replies are small and whole: waiting to fill a segment only adds 40 ms to each.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # A camera that lost its power says no goodbye.
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 20)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 20)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
 
 
 def _words(error: Exception) -> str:

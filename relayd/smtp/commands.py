@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Final, Literal, TypeAlias
 
 from relayd.message.address import Address, NeedsSmtputf8, parse_path
@@ -183,6 +184,10 @@ _IN_QUOTES: Final = r'"(?:[^"\\]|\\.)*+"'
 _BRACKETED: Final = re.compile(rf'<((?:[^"<>]++|{_IN_QUOTES})*+)>')
 _NAKED: Final = re.compile(rf'((?:[^\s"<>]++|{_IN_QUOTES})++)')
 _SIZE: Final = re.compile(r"[0-9]{1,20}", re.ASCII)
+_PLAIN: Final = rb"<([A-Za-z0-9_+.-]{1,64}@[A-Za-z0-9.-]{1,190})>"
+_ORDINARY: Final = re.compile(
+    rb"RCPT TO:" + _PLAIN + rb"|MAIL FROM:" + _PLAIN + rb"(?: SIZE=([0-9]{1,20}))?"
+)
 _MECHANISM: Final = re.compile(r"[A-Za-z0-9_-]{1,20}", re.ASCII)
 
 
@@ -192,6 +197,31 @@ class _Refused(Exception):
     def __init__(self, reply: Reply) -> None:
         super().__init__(reply.code)
         self.reply = reply
+
+
+def parse_ordinary(line: bytes) -> Line | None:
+    """Return what `parse_command` would, in three calls; None: ask `parse_command`.
+
+    For MAIL and RCPT to the letter with a plain address and no more than SIZE, and for commands
+    that stand alone; on every profile the same. Nothing else may get in here, or it would pass the
+    checks of the careful way.
+    """
+    found = _ORDINARY.fullmatch(line)
+    if found is None:
+        return _ALONE.get(line)
+    recipient, sender, size = found.groups()
+    try:
+        if recipient is not None:
+            return Rcpt(_plain_address(recipient))
+        return Mail(_plain_address(sender), int(size or 0))
+    except ValueError:  # too long
+        return None
+
+
+# A site's devices write as a few to a few.
+@lru_cache(maxsize=1024)
+def _plain_address(path: bytes) -> Address:
+    return parse_path(path.decode("ascii"))
 
 
 def parse_command(line: bytes, profile: Profile, *, smtputf8: bool = False) -> Line:
@@ -361,4 +391,12 @@ _PARSERS: Final[Mapping[str, _Parser]] = {
     "VRFY": _with_text(Vrfy()),
     "EXPN": _with_text(Expn()),
     "HELP": _with_text(Help()),
+}
+
+_ALONE: Final[Mapping[bytes, Line]] = {
+    b"DATA": Data(),
+    b"RSET": Rset(),
+    b"QUIT": Quit(),
+    b"NOOP": Noop(),
+    b"STARTTLS": StartTls(),
 }

@@ -21,6 +21,7 @@ from __future__ import annotations
 from typing import Final
 
 _END: Final = b"\r\n.\r\n"
+_LAST_LINE: Final = b".\r\n"
 _DISCARD: Final = 1 << 20
 
 
@@ -81,6 +82,10 @@ class ContentReader:
         returns: the next piece of content (unstuffed, lines end in CRLF, may be empty),
                  and how many octets of `data` were used; fewer than all only when done.
         """
+        if not self.size and not self._tail:  # most messages come in one block
+            content = self._whole(data)
+            if content:
+                return content, len(content) + len(_LAST_LINE)
         before = self._context + self._tail
         block = before + data if before else data
         dotted = block.find(b"\r\n.")
@@ -90,6 +95,22 @@ class ContentReader:
             cut, after = len(block) - len(self._tail), len(block)
         piece = self._take(block[:cut], has_dots=0 <= dotted < cut)
         return piece, after - len(before)
+
+    def _whole(self, data: bytes) -> bytes:
+        """Return all of the content, if it came with its end and nothing in it is to be mended.
+
+        b"" for everything else: then nothing was decided here.
+        """
+        last = data.find(b"\r\n.")
+        if not data.startswith(_END, last) or data.startswith(b"."):  # a dot to be taken out
+            return b""
+        size = last + 2
+        content = data[:size]
+        if size > self._limit or not _is_clean(content):
+            return b""
+        self.size = self._given = size
+        self.done = True
+        return content
 
     def _end_of_content(self, block: bytes, dotted: int) -> tuple[int, int]:
         """Return where the last line "." starts and what follows it does; -1 twice if open."""

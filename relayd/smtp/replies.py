@@ -28,32 +28,25 @@ _CLOSING: Final = frozenset({221, 421, 521})
 class Reply:
     """One reply, one or more lines.
 
-    code:     200..599.
-    lines:    at least one; what is not printable ASCII leaves as "?".
-    enhanced: "2.1.0" and the like; None where RFC 2034 wants none.
+    code:        200..599.
+    lines:       at least one; what is not printable ASCII leaves as "?".
+    enhanced:    "2.1.0" and the like; None where RFC 2034 wants none.
+    octets:      the wire form of all lines, CRLF included, as one block.
+    is_positive: 2xx and 3xx: the command was accepted (RFC 5321 §4.2.1).
+    closes:      the session ends after this reply.
     """
 
     code: int
     lines: tuple[str, ...]
     enhanced: str | None = None
-    _wire: bytes = field(init=False, repr=False, compare=False)
+    octets: bytes = field(init=False, repr=False, compare=False)
+    is_positive: bool = field(init=False, repr=False, compare=False)
+    closes: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_wire", _render(self.code, self.lines, self.enhanced))
-
-    @property
-    def is_positive(self) -> bool:
-        """2xx and 3xx: the command was accepted (RFC 5321 §4.2.1)."""
-        return self.code < 400
-
-    @property
-    def closes(self) -> bool:
-        """The session ends after this reply."""
-        return self.code in _CLOSING
-
-    def render(self) -> bytes:
-        """Return the wire form of all lines, CRLF included, as one block."""
-        return self._wire
+        object.__setattr__(self, "octets", _render(self.code, self.lines, self.enhanced))
+        object.__setattr__(self, "is_positive", self.code < 400)
+        object.__setattr__(self, "closes", self.code in _CLOSING)
 
 
 def _render(code: int, lines: tuple[str, ...], enhanced: str | None) -> bytes:
@@ -90,6 +83,7 @@ def refusal(error: RelaydError) -> Reply:
     return Reply(error.code, (error.public,), error.enhanced)
 
 
+@lru_cache(maxsize=8)
 def banner(hostname: str) -> Reply:
     """Return the greeting; the name comes first, as clients expect."""
     return Reply(220, (f"{hostname} ESMTP relayd",))

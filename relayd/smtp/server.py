@@ -31,6 +31,7 @@ from relayd.smtp.commands import (
     Profile,
     StartTls,
     parse_command,
+    parse_ordinary,
 )
 from relayd.smtp.data import ContentReader
 from relayd.smtp.replies import Reply
@@ -46,6 +47,10 @@ MAX_BUFFER: Final = 256 * 1024
 _MAX_SKIPPED: Final = 64 * 1024
 _SHOWN: Final = 60
 _CLIENT_HELLO: Final = b"\x16\x03"
+_CR: Final = 13
+_ONCE: Final = frozenset({Auth, StartTls})
+"""Commands that a state alone does not make legal."""
+
 _ENDLESS_LINE: Final = Hangup("endless-line", replies.LINE_TOO_LONG)
 
 
@@ -160,16 +165,23 @@ class ServerProtocol:
 
         raises: LocalProtocolError - MAX_BUFFER would be passed: events were left unread.
         """
-        left = self._buffer[self._start :]
-        if len(left) + len(data) > MAX_BUFFER:
+        if self._buffer:
+            data = self._buffer[self._start :] + data
+        if len(data) > MAX_BUFFER:
             raise LocalProtocolError("octets received before the last were used")
-        self._buffer, self._start = left + data if left else data, 0
+        self._buffer, self._start = data, 0
 
     def next_event(self) -> Event | Signal:
         """Return the next thing the peer said, or what must come first."""
         if self._owed is not None or self.state in (State.TLS, State.CLOSED):
             return Signal.PAUSED
-        event = self._next_line() if self._content is None else self._next_content(self._content)
+        event: Event | None
+        if self._content is not None:
+            event = self._next_content(self._content)
+        elif self._buffer:
+            event = self._next_line()
+        else:
+            return Signal.NEED_DATA
         if event is None:
             return Signal.NEED_DATA
         if isinstance(event, Hangup) and event.reply is None:
@@ -180,12 +192,14 @@ class ServerProtocol:
 
     def out_of_order(self, command: Command) -> Reply | None:
         """Return the refusal of a command that may not come now; None if it may."""
-        refused = out_of_order(self.state, type(command))
-        if refused is None and isinstance(command, StartTls) and self.secure:
+        kind = type(command)
+        if kind not in NEXT[self.state]:
+            return out_of_order(self.state, kind)
+        if kind is StartTls and self.secure:
             return replies.TLS_ACTIVE
-        if refused is None and isinstance(command, Auth) and self.authenticated:
+        if kind is Auth and self.authenticated:
             return replies.ALREADY_AUTHENTICATED
-        return refused
+        return None
 
     def send(self, reply: Reply, terms: ContentTerms | None = None) -> bytes:
         """Return the octets of the reply to the last event, and move as it allows.
@@ -202,15 +216,17 @@ class ServerProtocol:
             self.errors += 1
             if self.errors > self._max_errors:
                 reply = replies.TOO_MANY_ERRORS
-        octets = reply.render()
-        if reply.closes or isinstance(event, Hangup):
+        octets = reply.octets
+        if reply.closes:
             self._close()
+        elif isinstance(event, Command):
+            self._answer_command(event, reply, terms)
         elif isinstance(event, ContentEnd):
             octets += self._end_transaction(reply)
         elif isinstance(event, AuthResponse):
             self._answer_auth(reply)
-        elif isinstance(event, Command):
-            self._answer_command(event, reply, terms)
+        elif isinstance(event, Hangup):
+            self._close()
         self._owed = None
         return octets
 
@@ -218,7 +234,7 @@ class ServerProtocol:
         """Return the octets of a reply nobody asked for (421), and close."""
         self._owed = None
         self._close()
-        return reply.render()
+        return reply.octets
 
     def tls_started(self) -> None:
         """Forget all that came before the handshake (RFC 3207 §4.2)."""
@@ -236,7 +252,8 @@ class ServerProtocol:
         if not reply.is_positive:
             self.state = AFTER_REFUSAL.get(self.state, {}).get(kind, self.state)
             return
-        if self.out_of_order(command) is not None:
+        after = NEXT[self.state].get(kind)
+        if after is None or (kind in _ONCE and self.out_of_order(command) is not None):
             raise LocalProtocolError(f"accepted {kind.__name__} in {self.state}")
         if kind is Data:
             self._open_content(reply, terms)
@@ -249,7 +266,7 @@ class ServerProtocol:
             self._forget_input()
         if isinstance(command, Mail):
             self._smtputf8 = command.smtputf8
-        self.state = NEXT[self.state][kind]
+        self.state = after
 
     def _answer_auth(self, reply: Reply) -> None:
         """334 asks for a line; anything else ends the attempt, wherever it began."""
@@ -307,15 +324,34 @@ class ServerProtocol:
         )
 
     def _next_line(self) -> Line | LineTooLong | AuthResponse | None:
-        end = self._buffer.find(b"\n", self._start)
+        buffer, start = self._buffer, self._start
+        end = buffer.find(b"\n", start)
+        if (
+            end > start
+            and buffer[end - 1] == _CR
+            and not self._skipped
+            and self.state is not State.SASL
+        ):
+            line = buffer[start : end - 1]
+            command = parse_ordinary(line)  # what it takes, nothing below would refuse
+            if command is not None:
+                self.line = line
+                self._use(end + 1)
+                return command
+        return self._any_line(end)
+
+    def _use(self, end: int) -> None:
+        """Note that the buffer is used up to `end`."""
+        self._buffer, self._start = (self._buffer, end) if end < len(self._buffer) else (b"", 0)
+
+    def _any_line(self, end: int) -> Line | LineTooLong | AuthResponse | None:
+        """Take the line that ends at `end`, where its LF is; -1: it is not there yet."""
         if self._is_client_hello():
             return Hangup("tls-on-plain-port", None)
         if end < 0:
             return self._open_line()
         line = self._buffer[self._start : end]
-        self._start = end + 1
-        if self._start == len(self._buffer):
-            self._buffer, self._start = b"", 0
+        self._use(end + 1)
         if not self._skipped and len(line) < self._limit(line):
             return self._judge(line)
         return self._end_skipping(line)

@@ -61,7 +61,7 @@ def heard(sock: socket.socket) -> bytes:
 
 
 def test_the_words_are_those_of_a_session() -> None:
-    assert replies.SHUTTING_DOWN.render() == SHUTTING_DOWN
+    assert replies.SHUTTING_DOWN.octets == SHUTTING_DOWN
 
 
 def test_who_comes_is_told_and_so_is_who_waited(stop: Stop) -> None:

@@ -45,6 +45,13 @@ def test_the_first_from_counts() -> None:
     assert look(b"From: a@b\r\nFrom: c@d\r\n\r\n").header_from == Address("a", "b")
 
 
+def test_a_from_longer_than_is_remembered_is_read_too() -> None:
+    name = b'"' + b"x" * 400 + b'" '
+
+    assert look(b"From: " + name + b"<a@b>\r\n\r\n").header_from == Address("a", "b")
+    assert look(b"From: " + b"e" * 70 + b"@b\r\n\r\n").header_from == Address("e" * 70, "b")
+
+
 def test_long_values_are_cut() -> None:
     seen = look(b"Subject: " + b"x" * 9000 + b"\r\nMessage-ID: <" + b"y" * 9000 + b"@z>\r\n\r\n")
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from relayd.message import headers
 from relayd.message.envelope import Origin
-from relayd.message.headers import HEAD_LIMIT, Head, fold_long, make_field, split_head
+from relayd.message.headers import HEAD_LIMIT, Head, fold_long, make_field, split_head, value_of
 from relayd.message.trace import received_line
 
 TRACE = received_line(
@@ -66,6 +67,38 @@ def test_any_octets_parse_and_render_to_a_head_that_stands(octets: bytes) -> Non
     assert b"\r\n\r\n" in again or again == b"\r\n"
 
 
+ordinary = st.lists(
+    st.sampled_from(
+        [
+            b"A: b\r\n",
+            b"To:\r\n c\r\n",
+            b"X : y\r\n",
+            b"F: a\0b\r\n",
+            b"D: e\r\n \t\r\n",
+            TRACE,
+            b" f\r\n",
+        ]
+    ),
+    max_size=6,
+).map(b"".join)
+
+
+@given(start=ordinary, octets=heads)
+def test_an_ordinary_head_is_read_as_the_careful_reading_has_it(
+    start: bytes, octets: bytes
+) -> None:
+    content = start + b"\r\n" + octets
+    end = headers._end_of_fields(content)
+    line_end = headers._LINE_END.match(content, end)
+    body = end if line_end is None else line_end.end()
+    careful = [
+        headers._tidy(*each) for each in headers._slow_fields(headers._canonical(content[:body]))
+    ]
+
+    assert split_head(content) == (content[:body], body)
+    assert list(Head.parse(content[:body]).fields) == careful
+
+
 @given(octets=heads | st.binary(max_size=60))
 def test_what_is_no_header_comes_out_after_the_empty_line(octets: bytes) -> None:
     parsed = Head.parse(octets)
@@ -84,7 +117,7 @@ def test_an_ordinary_head_is_rendered_as_it_came(names: list[str]) -> None:
 
 
 def fields(octets: bytes) -> list[tuple[bytes, bytes]]:
-    return [(field.name, field.value) for field in Head.parse(octets).fields]
+    return [(name, value_of(raw)) for name, raw in Head.parse(octets).fields]
 
 
 def test_values_are_unfolded() -> None:
@@ -144,6 +177,15 @@ def test_a_bare_line_end_ends_a_line(end: bytes) -> None:
     assert Head.parse(head).remove("Bcc").render() == b"Subject: x\r\n\r\n"
 
 
+@pytest.mark.parametrize("spaces", [b" ", b"\t", b" \t "])
+def test_no_line_of_spaces_is_left_that_others_take_for_the_end(spaces: bytes) -> None:
+    # RFC 5322 §3.2.2; whoever reads it as the empty line would miss the Bcc after it.
+    head = b"Subject: x\r\n" + spaces + b"\r\n" + spaces + b"y\r\nX:\r\n" + spaces + b"\r\n\r\n"
+
+    assert Head.parse(head).render() == b"Subject: x\r\n" + spaces + b"y\r\nX:\r\n\r\n"
+    assert split_head(head + b"body")[0] == head
+
+
 def test_nul_goes() -> None:
     assert Head.parse(b"Subject: a\0b\r\n\r\n").render() == b"Subject: ab\r\n\r\n"
 
@@ -167,7 +209,7 @@ def test_a_value_with_a_line_end_is_refused(value: bytes) -> None:
 
 
 def test_a_folded_value_is_taken() -> None:
-    assert make_field("X", b"a\r\n b").raw == b"X: a\r\n b\r\n"
+    assert make_field("X", b"a\r\n b")[1] == b"X: a\r\n b\r\n"
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,18 @@ def test_from_is_replaced_and_the_original_answers() -> None:
     )
 
 
+def test_a_local_part_as_long_as_some_devices_have_it_is_an_address_still() -> None:
+    # It was taken for a name, and nobody could answer.
+    long = b"enclosure-" * 7 + b"@nas.local"
+    head = out(
+        b"From: " + long + b"\r\n\r\n", set_from="alerts@contoso.com", reply_to_original=True
+    )
+
+    assert value("Reply-To", head) == long
+    assert value("From", head) == b"alerts@contoso.com"
+    assert value("From", out(b"From: " + long + b"\r\n\r\n", set_from=long.decode())) == long
+
+
 def test_a_reply_to_of_the_device_stays() -> None:
     head = out(
         b"From: ups@nas.local\r\nReply-To: it@contoso.com\r\nReply-To: x@y\r\n\r\n",
@@ -80,6 +92,17 @@ def test_a_reply_to_of_the_device_stays() -> None:
     )
 
     assert Head.parse(head).all("Reply-To") == [b"it@contoso.com"]
+
+
+@pytest.mark.parametrize("unusable", [b"", b" ", b"<>", b"noreply", b"it@[10.0.0.5]"])
+def test_a_reply_to_that_nobody_can_answer_is_none(unusable: bytes) -> None:
+    # Devices whose field for it was left empty: the original was lost, nobody could answer.
+    head = b"From: ups@nas.local\r\nReply-To: " + unusable + b"\r\n\r\n"
+
+    rewritten = out(head, set_from="alerts@contoso.com", reply_to_original=True)
+
+    assert Head.parse(rewritten).all("Reply-To") == [b"ups@nas.local"]
+    assert value("Reply-To", out(head, set_from="ups@nas.local")) == unusable.strip()
 
 
 @pytest.mark.parametrize("original", [b"root", b"ups@[10.0.0.5]", b"Main Printer", b""])

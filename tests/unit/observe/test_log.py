@@ -250,6 +250,32 @@ def test_workers_and_master_write_the_same_form(house: Path) -> None:
     assert master == f"{told} ts={moment}"
 
 
+def test_a_field_may_be_called_as_the_parameters_of_structlog(house: Path) -> None:
+    logger().info("auth.ok", method="plain", name="a", self_="b", level="c", fields="d")
+    logger().bind(session="a1").info("auth.ok", method="plain")
+    first, second = written(house)
+    assert first.startswith("auth.ok level=info method=plain name=a self_=b level=c fields=d ")
+    assert second.startswith("auth.ok level=info session=a1 method=plain process=worker-1 ")
+
+
+def test_lines_below_the_level_are_not_made(house: Path) -> None:
+    log_room.close()
+    log_room.configure(Log(file=str(house), level="warning"), process="worker-1")
+    logger().info("message.sent", id="8ZK3")
+    logger().warning("token.failed")
+    assert [line.split()[0] for line in written(house)] == ["token.failed"]
+
+
+def test_secrets_are_hidden_however_often_a_name_was_harmless(house: Path) -> None:
+    for number in range(600):  # more names than are remembered
+        logger().debug("x.y", **{f"name{number}": "open"})
+    for value in ("open", Secret("geheim"), "open", Secret("geheim")):
+        logger().debug("x.y", setting=value, password="geheim")
+    lines = written(house)
+    assert [line.split()[2] for line in lines[600:]] == ["setting=open", "setting=***"] * 2
+    assert all("geheim" not in line and " password=*** " in line for line in lines[600:])
+
+
 def test_secrets_are_hidden_at_every_level(house: Path) -> None:
     logger().debug(
         "auth.failed",

@@ -72,12 +72,18 @@ def test_values_are_bounded() -> None:
     assert len(line(x=["a" * 400] * 1000)) < 600
     assert len(line(x=b"a" * 100_000)) < 600
     assert "30 in all" in line(x=list(range(30)))
+    assert line(x="a" * 500, y="b" * 501).count("…") == 1
 
 
 def test_a_traceback_keeps_its_end() -> None:
     shown = line(traceback="x" * 20_000 + "ValueError: the reason")
     assert "ValueError: the reason" in shown
     assert len(shown) < 8_200
+
+
+@given(st.datetimes(timezones=st.just(UTC)))
+def test_a_moment_is_told_as_the_library_tells_it(moment: datetime) -> None:
+    assert logfmt.stamp(moment) == moment.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def test_moments_are_told_in_utc() -> None:
@@ -129,6 +135,17 @@ def test_whatever_is_logged_is_one_printable_line_in_every_form(fields: dict[str
         shown = render("x.y", fields, level="info", moment=MOMENT)
         assert shown.isprintable()
         assert len(shown.splitlines()) == 1
+
+
+@given(st.dictionaries(st.text(max_size=10), ANY, max_size=5))
+def test_a_line_looked_at_as_a_whole_is_the_line_looked_at_field_by_field(
+    fields: dict[str, object],
+) -> None:
+    shown = "".join(
+        f" {logfmt._key(name)}={logfmt.quote(logfmt.text(value))}" for name, value in fields.items()
+    )
+
+    assert line(**fields) == f"message.sent level=info{shown} ts=2026-11-20T10:00:00.123Z"
 
 
 @given(st.text(max_size=300))

@@ -23,9 +23,13 @@ def rows(callers: Callers) -> list[Any]:
 
 
 def test_a_peer_has_its_counts_its_last_mail_and_its_last_refusal() -> None:
-    callers = Callers(FakeClock())
+    clock = FakeClock()
+    callers = Callers(clock)
     for queue_id in ("A", "B"):
-        callers.accepted("192.0.2.5", "ups", "", queue_id=queue_id, sender="ups@nas.local")
+        callers.accepted(
+            "192.0.2.5", "ups", "", queue_id=queue_id, sender="ups@nas.local", at=clock.utcnow()
+        )
+    clock.advance(1)  # the last mail was at its own time, whenever it is told
     callers.refused("192.0.2.5", "ups", "", DENIED)
     (row,) = rows(callers)
     assert row == {
@@ -36,7 +40,7 @@ def test_a_peer_has_its_counts_its_last_mail_and_its_last_refusal() -> None:
         "refused": 1,
         "last": {"at": "2026-11-20T10:00:00.000Z", "id": "B", "from": "ups@nas.local"},
         "refusal": {
-            "at": "2026-11-20T10:00:00.000Z",
+            "at": "2026-11-20T10:00:01.000Z",
             "code": 550,
             "reply": "Recipient not allowed",
             "reason": "recipient x not in allow_to",
@@ -60,8 +64,9 @@ def test_news_are_told_once() -> None:
 
 def test_a_login_and_its_address_are_apart_from_others_there() -> None:
     callers = Callers()
-    callers.accepted("192.0.2.5", "", "nas", queue_id="A", sender="")
-    callers.accepted("192.0.2.5", "", "", queue_id="B", sender="")
+    now = FakeClock().utcnow()
+    callers.accepted("192.0.2.5", "", "nas", queue_id="A", sender="", at=now)
+    callers.accepted("192.0.2.5", "", "", queue_id="B", sender="", at=now)
     assert [(row["user"], row["accepted"]) for row in rows(callers)] == [("nas", 1), ("", 1)]
 
 

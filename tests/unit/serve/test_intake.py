@@ -22,11 +22,13 @@ class Paper:
         self.id = QueueId(1)
         self.octets = b""
         self.room = room
+        self.writes: list[bytes] = []
 
     def write(self, octets: bytes) -> None:
         if len(self.octets) + len(octets) > self.room:
             raise SpoolFull
         self.octets += octets
+        self.writes.append(octets)
 
     def commit(self, message: NewMessage, *, deadline: float) -> None:
         raise AssertionError
@@ -59,6 +61,23 @@ def test_content_without_an_empty_line_is_all_head() -> None:
     intake.write(b"Subject: x\r\n")
 
     assert intake.finish() == (b"Subject: x\r\n", hashlib.sha256(b"").hexdigest())
+
+
+def test_a_message_without_content_has_its_trace() -> None:
+    draft = Paper()
+
+    assert Intake(draft, TRACE).finish() == (b"", hashlib.sha256(b"").hexdigest())
+    assert draft.octets == TRACE
+
+
+def test_trace_and_first_piece_are_one_write() -> None:
+    draft = Paper()
+    intake = Intake(draft, TRACE)
+
+    intake.write(b"A: b\r\n\r\n")
+    intake.write(b"c")
+
+    assert draft.writes == [TRACE + b"A: b\r\n\r\n", b"c"]
 
 
 def test_an_endless_head_is_cut_at_its_limit() -> None:

@@ -74,6 +74,7 @@ class Shop:
         sock.listen(5)
         sock.setblocking(False)
         self.port: int = sock.getsockname()[1]
+        self.sock = sock
         self.listener = Listener(sock, settings, self.house, self.sessions)
 
     def call(self) -> socket.socket:
@@ -99,24 +100,37 @@ def read_all(client: socket.socket) -> bytes:
 
 def test_a_session_is_greeted_counted_and_let_go() -> None:
     with open_shop() as shop, shop.call() as client:
-        assert client.recv(100) == replies.banner("relay.test").render()
+        assert client.recv(100) == replies.banner("relay.test").octets
         assert shop.board.inside == ["ups"]
         client.sendall(b"QUIT\r\n")
-        assert read_all(client) == replies.BYE.render()
+        assert read_all(client) == replies.BYE.octets
         assert shop.sessions.wait_none_left(5)
         gevent.idle()
     assert shop.board.inside == []
+
+
+def test_accepted_connections_send_at_once_and_notice_a_peer_without_power() -> None:
+    shop = Shop(LAN, HOUSE_CONFIG)  # does not accept: we do
+    with shop.call():
+        socket.wait_read(shop.sock.fileno())
+        accepted, _ = shop.sock.accept()
+
+    assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+    accepted.close()
+    shop.sock.close()
 
 
 def test_past_the_limit_a_client_hears_why_and_is_let_go() -> None:
     with open_shop() as shop:
         shop.board.takes_more = False
         with shop.call() as client:
-            assert read_all(client) == replies.TOO_MANY_FROM_YOU.render()
+            assert read_all(client) == replies.TOO_MANY_FROM_YOU.octets
         assert caller(shop)["reason"] == "max_connections_per_device is reached"
         shop.board.is_full_of_all = True
         with shop.call() as client:
-            assert read_all(client) == replies.TOO_MANY_CONNECTIONS.render()
+            assert read_all(client) == replies.TOO_MANY_CONNECTIONS.octets
         assert caller(shop)["reason"] == "max_connections is reached"
     assert len(shop.sessions) == 0
 
@@ -125,7 +139,7 @@ def test_a_stranger_past_the_limit_is_not_told_that_it_is_he() -> None:
     with open_shop(config=replace(CONFIG, device=())) as shop:
         shop.board.takes_more = False
         with shop.call() as client:
-            assert read_all(client) == replies.TOO_MANY_CONNECTIONS.render()
+            assert read_all(client) == replies.TOO_MANY_CONNECTIONS.octets
         assert "unknown peers" in str(caller(shop)["reason"])
 
 
@@ -233,7 +247,7 @@ def test_draining_lets_idle_sessions_go_with_421() -> None:
         client.recv(100)
         shop.listener.close()
         shop.sessions.drain()
-        assert read_all(client) == replies.SHUTTING_DOWN.render()
+        assert read_all(client) == replies.SHUTTING_DOWN.octets
         assert shop.sessions.wait_none_left(5)
 
 

@@ -447,7 +447,7 @@ def test_a_silent_session_is_told_of_the_drain() -> None:
 
     assert session.run().end is End.DRAINED
     assert wire.timeouts == [FIRST_MAIL_S]
-    assert wire.said.endswith(replies.SHUTTING_DOWN.render())
+    assert wire.said.endswith(replies.SHUTTING_DOWN.octets)
 
 
 def test_a_session_born_while_draining_may_send_one_message() -> None:

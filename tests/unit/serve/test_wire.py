@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import ssl as std_ssl
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,16 +14,18 @@ import gevent
 import pytest
 from gevent import socket, ssl
 
+from relayd.clock import SYSTEM
 from relayd.net.certificates import make_ca, make_leaf
 from relayd.serve import wire as wire_module
 from relayd.serve.session import PeerGone, PeerSilent
-from relayd.serve.wire import SocketWire
+from relayd.serve.wire import SocketWire, tune
 
 
 @pytest.fixture
 def ends() -> Iterator[tuple[SocketWire, socket.socket]]:
     """Yield our wire and the peer's socket, over TCP."""
     listener = socket.socket()
+    tune(listener)
     listener.bind(("127.0.0.1", 0))
     listener.listen(1)
     peer = socket.create_connection(listener.getsockname(), timeout=5)
@@ -52,12 +56,16 @@ Ends = tuple[SocketWire, socket.socket]
 Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
 
 
+def soon(seconds: float = 5) -> float:
+    return SYSTEM.monotonic() + seconds
+
+
 def test_octets_go_both_ways(ends: Ends) -> None:
     wire, peer = ends
     peer.sendall(b"EHLO a\r\n")
     wire.send(b"250 ok\r\n")
 
-    assert wire.receive(5) == b"EHLO a\r\n"
+    assert wire.receive(soon()) == b"EHLO a\r\n"
     assert peer.recv(100) == b"250 ok\r\n"
 
 
@@ -68,11 +76,11 @@ def test_replies_are_not_held_back_by_nagle(ends: Ends) -> None:
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
-def test_a_unix_socket_needs_no_tuning() -> None:
+def test_a_unix_socket_will_do() -> None:
     ours, peer = socket.socketpair()
     peer.sendall(b"x")
 
-    assert SocketWire(ours).receive(5) == b"x"
+    assert SocketWire(ours).receive(soon()) == b"x"
     ours.close()
     peer.close()
 
@@ -80,13 +88,108 @@ def test_a_unix_socket_needs_no_tuning() -> None:
 @pytest.mark.parametrize("timeout_s", [0.01, 0.0, -1.0])
 def test_silence_ends_at_the_deadline(ends: Ends, timeout_s: float) -> None:
     with pytest.raises(PeerSilent):
-        ends[0].receive(timeout_s)
+        ends[0].receive(soon(timeout_s))
+
+
+def arrive(wire: SocketWire, octets: bytes, peer: socket.socket) -> None:
+    """Send octets and return when they are there."""
+    peer.sendall(octets)
+    socket.wait_read(wire._socket.fileno())
+
+
+@pytest.mark.parametrize("has_answered", [False, True])
+def test_what_came_before_the_deadline_is_taken_after_it(ends: Ends, *, has_answered: bool) -> None:
+    wire, peer = ends
+    if has_answered:
+        wire.send(b"250 ok\r\n")
+    arrive(wire, b"NOOP\r\n", peer)
+
+    assert wire.receive(soon(-1)) == b"NOOP\r\n"
+
+
+def test_after_an_answer_silence_ends_at_the_deadline_too(ends: Ends) -> None:
+    wire, _ = ends
+    wire.send(b"250 ok\r\n")
+
+    with pytest.raises(PeerSilent):
+        wire.receive(soon(0.01))
+
+
+def test_an_alarm_set_for_an_older_deadline_ends_no_wait(ends: Ends) -> None:
+    wire, peer = ends
+    waiting = gevent.spawn(wire.receive, soon())
+    gevent.idle()
+
+    assert wire._alarm_at == wire._deadline
+    wire._ring()  # as if it had been set before the deadline was pushed on
+    gevent.idle()
+
+    assert not waiting.ready()
+    assert wire._alarm_at == wire._deadline
+    peer.sendall(b"x")
+    assert waiting.get(timeout=5) == b"x"
+
+
+def test_an_alarm_that_finds_nobody_waiting_is_set_again_by_the_next_wait(ends: Ends) -> None:
+    wire, _ = ends
+    with pytest.raises(PeerSilent):
+        wire.receive(soon(0.01))
+    wire._ring()
+
+    with pytest.raises(PeerSilent):
+        wire.receive(soon(0.01))
+
+
+def test_a_sooner_deadline_is_kept_while_the_alarm_is_set_for_a_later_one(ends: Ends) -> None:
+    wire, peer = ends
+    waiting = gevent.spawn(wire.receive, soon())
+    gevent.idle()
+    peer.sendall(b"x")
+    waiting.get(timeout=5)
+
+    with pytest.raises(PeerSilent):
+        wire.receive(soon(0.01))
+
+
+def test_waits_of_the_same_kind_share_one_alarm(ends: Ends) -> None:
+    wire, peer = ends
+    alarms = set[int]()
+    for _ in range(3):
+        waiting = gevent.spawn(wire.receive, soon())
+        gevent.idle()
+        alarms.add(id(wire._alarm))
+        peer.sendall(b"x")
+        waiting.get(timeout=5)
+
+    assert len(alarms) == 1
+
+
+def test_much_is_read_in_few_calls(ends: Ends) -> None:
+    wire, peer = ends
+    peer.sendall(b"x" * 200_000)
+    sizes = list[int]()
+    while sum(sizes) < 200_000:
+        sizes.append(len(wire.receive(soon())))
+
+    assert sizes[0] <= 4096
+    assert 4096 < max(sizes) <= wire_module.MAX_RECEIVE
+
+
+def test_a_wire_that_was_let_go_reads_nobody_elses_descriptor(ends: Ends) -> None:
+    wire, _ = ends
+    wire.send(b"250 ok\r\n")
+    wire.let_go()
+
+    with pytest.raises(PeerGone):
+        wire.receive(soon())
+    with pytest.raises(PeerGone):
+        wire.send(b"x")
 
 
 def test_end_of_file_is_empty(ends: Ends) -> None:
     ends[1].close()
 
-    assert ends[0].receive(5) == b""
+    assert ends[0].receive(soon()) == b""
 
 
 def test_a_reset_is_told_in_words(ends: Ends) -> None:
@@ -95,7 +198,14 @@ def test_a_reset_is_told_in_words(ends: Ends) -> None:
     peer.close()
 
     with pytest.raises(PeerGone, match="reset by peer"):
-        wire.receive(5)
+        wire.receive(soon())
+
+
+def flood_clear(wire: SocketWire) -> None:
+    """Fill what the kernel takes, past TLS."""
+    with suppress(BlockingIOError):
+        while True:
+            os.write(wire._socket.fileno(), b"x" * 65536)
 
 
 def flood(wire: SocketWire) -> None:
@@ -128,7 +238,7 @@ def test_waiting_input_is_seen_without_taking_it(ends: Ends) -> None:
     wire._socket.recv(1, socket.MSG_PEEK)
 
     assert wire.has_input()
-    assert wire.receive(5) == b"EHLO"
+    assert wire.receive(soon()) == b"EHLO"
 
 
 def test_a_closed_wire_has_no_input(ends: Ends) -> None:
@@ -140,14 +250,14 @@ def test_a_closed_wire_has_no_input(ends: Ends) -> None:
 
 def test_waking_ends_a_wait_and_loses_nothing(ends: Ends) -> None:
     wire, peer = ends
-    waiting = gevent.spawn(wire.receive, 5)
+    waiting = gevent.spawn(wire.receive, soon())
     gevent.idle()
 
     wire.wake()
 
     assert waiting.get(timeout=5) == b""
     peer.sendall(b"more")
-    assert wire.receive(5) == b"more"
+    assert wire.receive(soon()) == b"more"
     wire.send(b"421 bye\r\n")
     assert peer.recv(100) == b"421 bye\r\n"
 
@@ -159,7 +269,7 @@ def test_waking_somebody_who_does_not_wait_does_nothing(ends: Ends) -> None:
     wire.wake()
     gevent.idle()
 
-    assert wire.receive(5) == b"x"
+    assert wire.receive(soon()) == b"x"
 
 
 def test_close_sends_fin_even_with_octets_unread(ends: Ends) -> None:
@@ -183,7 +293,7 @@ def test_close_waits_but_briefly(ends: Ends, monkeypatch: pytest.MonkeyPatch) ->
     ends[0].close()
 
     with pytest.raises(PeerGone):
-        ends[0].receive(5)
+        ends[0].receive(soon())
 
 
 def handshake(ends: Ends, contexts: Contexts, name: str) -> ssl.SSLSocket:
@@ -200,17 +310,72 @@ def test_tls_begins_in_the_middle(ends: Ends, contexts: Contexts) -> None:
     with handshake(ends, contexts, "relay.test") as peer:
         assert wire.is_secure
         peer.sendall(b"EHLO a\r\n")
-        assert wire.receive(5) == b"EHLO a\r\n"
+        assert wire.receive(soon()) == b"EHLO a\r\n"
         wire.send(b"250 ok\r\n")
         assert peer.recv(100) == b"250 ok\r\n"
         with pytest.raises(PeerSilent):
-            wire.receive(0.01)
+            wire.receive(soon(0.01))
+
+
+def test_tls_that_must_write_before_it_reads_is_let(ends: Ends, contexts: Contexts) -> None:
+    # A key update's answer, while the peer's window is full.
+    wire, _ = ends
+    with handshake(ends, contexts, "relay.test") as peer:
+        peer.sendall(b"x")
+        read, blocked = wire._read, [True]
+
+        def block_once(size: int) -> bytes:
+            if blocked:
+                blocked.clear()
+                raise std_ssl.SSLWantWriteError
+            return read(size)
+
+        wire._read = block_once
+        assert wire.receive(soon()) == b"x"
+
+
+def test_tls_that_may_not_write_ends_at_the_deadline(ends: Ends, contexts: Contexts) -> None:
+    wire, peer = ends
+    with handshake(ends, contexts, "relay.test"):
+
+        def block(_size: int) -> bytes:
+            raise std_ssl.SSLWantWriteError
+
+        wire._read = block
+        flood_clear(wire)
+        with pytest.raises(PeerSilent):
+            wire.receive(soon(0.01))
+        peer.close()
+
+
+def test_a_peer_that_does_not_read_tls_is_given_up(
+    ends: Ends, contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire_module, "SEND_S", 0.02)
+    monkeypatch.setattr(wire_module, "LINGER_S", 0.02)
+    with handshake(ends, contexts, "relay.test"), pytest.raises(PeerSilent, match="not read"):
+        flood(ends[0])
+
+
+def test_much_goes_out_through_tls_whole(ends: Ends, contexts: Contexts) -> None:
+    wire, _ = ends
+    whole = b"0123456789" * 100_000
+    with handshake(ends, contexts, "relay.test") as peer:
+        sending = gevent.spawn(wire.send, whole)
+        came = b""
+        while len(came) < len(whole):
+            came += peer.recv(65536)
+        sending.get(timeout=5)
+
+        assert came == whole
+        peer.sendall(b"x")
+        assert wire.receive(soon()) == b"x"
 
 
 def test_waking_leaves_tls_usable(ends: Ends, contexts: Contexts) -> None:
     wire, _ = ends
     with handshake(ends, contexts, "relay.test") as peer:
-        waiting = gevent.spawn(wire.receive, 5)
+        waiting = gevent.spawn(wire.receive, soon())
         gevent.idle()
         gevent.idle()
         wire.wake()
@@ -236,7 +401,7 @@ def test_a_client_without_trust_is_told_apart(ends: Ends, contexts: Contexts) ->
     def serve() -> None:
         # TLS 1.3: the server may be done before the client judges; then reading tells.
         wire.start_tls(contexts[0])
-        wire.receive(5)
+        wire.receive(soon())
 
     ours = gevent.spawn(serve)
     with pytest.raises(std_ssl.SSLCertVerificationError):
@@ -272,7 +437,7 @@ def test_the_peers_close_notify_is_end_of_file(
     peer = handshake(ends, contexts, "relay.test")
     leaving = gevent.spawn(peer.unwrap)
 
-    assert wire.receive(5) == b""
+    assert wire.receive(soon()) == b""
     wire.close()
     leaving.join(timeout=5)
     peer.close()

@@ -29,6 +29,7 @@ from relayd.smtp.commands import (
     Unknown,
     Vrfy,
     parse_command,
+    parse_ordinary,
 )
 from relayd.smtp.replies import Reply
 
@@ -186,6 +187,55 @@ def test_smtputf8_opens_domains_but_no_local_parts() -> None:
 
     said = parse_command("RCPT TO:<\u00fc@x.org>".encode(), "device", smtputf8=True)
     assert said == BadCommand(replies.NEEDS_SMTPUTF8)
+
+
+# What an ordinary line is made of, and what makes one out of the ordinary.
+near = st.builds(
+    lambda head, local, domain, tail: head + local + domain + tail,
+    st.sampled_from([b"MAIL FROM:<", b"RCPT TO:<", b"mail from:<", b"MAIL FROM: <", b"RCPT TO:"]),
+    st.one_of(
+        st.text("aZ0.+_-' \"@<>\\", max_size=4).map(str.encode),
+        st.sampled_from([b"a" * 64, b"a" * 65, b"\xc3\xbc"]),
+    ),
+    st.one_of(
+        st.text("aZ0.-_@[]", max_size=5).map(lambda text: b"@" + text.encode()),
+        st.sampled_from([b"", b"@x.org", b"@" + b"a." * 94 + b"a", b"@" + b"a" * 64, b"@x.org\n"]),
+    ),
+    st.sampled_from(
+        [b">", b"> SIZE=5", b"> SIZE=" + b"9" * 20, b"> SIZE=" + b"9" * 21, b"> SIZE=", b"> ", b""]
+        + [b"> size=5", b"> SIZE=5 BODY=8BITMIME", b"> SMTPUTF8", b">>", b"> SIZE=5\n", b"\0>"]
+    ),
+)
+
+
+@given(line=st.one_of(near, st.sampled_from([b"DATA", b"DATA ", b"QUIT", b"RSET", b"STARTTLS"])))
+@pytest.mark.parametrize("profile", BOTH)
+@pytest.mark.parametrize("smtputf8", [False, True])
+def test_the_ordinary_way_says_what_the_careful_one_does(
+    profile: Profile, line: bytes, *, smtputf8: bool
+) -> None:
+    said = parse_ordinary(line)
+
+    assert said in (None, parse_command(line, profile, smtputf8=smtputf8))
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        (b"MAIL FROM:<a@x.org>", Mail(A)),
+        (b"MAIL FROM:<a@X.org> SIZE=5", Mail(A, 5)),
+        (b"RCPT TO:<a@x.org>", Rcpt(A)),
+        (b"DATA", Data()),
+        (b"QUIT", Quit()),
+        (b"MAIL FROM:<>", None),
+        (b"MAIL FROM:<a@x.org> BODY=7BIT", None),
+        (b"RCPT TO:<a@x.org> SIZE=5", None),
+        (b"RCPT TO:<a@x..org>", None),
+        (b"AUTH PLAIN AGEAYg==", None),
+    ],
+)
+def test_what_is_ordinary(line: bytes, command: Command | None) -> None:
+    assert parse_ordinary(line) == command
 
 
 @pytest.mark.parametrize("verb", ["GET", "post", "CONNECT", "PRI", "OPTIONS"])

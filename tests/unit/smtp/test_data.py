@@ -207,3 +207,48 @@ def test_clean_content_is_not_copied() -> None:
     reader.feed(b"a")
 
     assert reader.feed(block)[0] is block
+
+
+class Careful(ContentReader):
+    """A reader that knows no short cut."""
+
+    __slots__ = ()
+
+    def _whole(self, data: bytes) -> bytes:
+        return b""
+
+
+lines = st.lists(
+    st.sampled_from(
+        [b"Subject: x", b"", b"a.b", b".", b"..", b".a", b"a\0", b"a\r", b"\n", b"\n."]
+    ),
+    max_size=8,
+)
+
+
+@given(lines=lines, behind=st.sampled_from([b"", b".\r\n", b"QUIT\r\n", b"\r\n.\r\n"]))
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("lf_dot", [False, True])
+@pytest.mark.parametrize("limit", [11, 12, 13, 100])
+def test_content_in_one_block_is_what_the_careful_way_makes_of_it(
+    lines: list[bytes], behind: bytes, limit: int, *, strict: bool, lf_dot: bool
+) -> None:
+    wire = b"".join(line + b"\r\n" for line in lines) + b".\r\n" + behind
+    readers = [kind(limit, strict=strict, lf_dot=lf_dot) for kind in (ContentReader, Careful)]
+
+    assert readers[0].feed(wire) == readers[1].feed(wire)
+
+    seen = [
+        (one.size, one.done, one.ended_bare, one.bare_newline, one.nuls, one.too_large)
+        for one in readers
+    ]
+    assert seen[0] == seen[1]
+
+
+def test_ordinary_content_takes_the_short_way() -> None:
+    reader = ContentReader(100)
+
+    assert reader._whole(b"Subject: x\r\n\r\na.b\r\n.\r\nQUIT\r\n") == (
+        b"Subject: x\r\n\r\na.b\r\n"
+    )
+    assert reader.done

@@ -21,7 +21,7 @@ CONSTANTS = {name: value for name, value in vars(replies).items() if isinstance(
     enhanced=st.sampled_from([None, "2.0.0", "5.7.1"]),
 )
 def test_any_text_gives_a_well_formed_reply(lines: list[str], enhanced: str | None) -> None:
-    wire = Reply(250, tuple(lines), enhanced).render()
+    wire = Reply(250, tuple(lines), enhanced).octets
 
     parts = wire.split(b"\r\n")
     assert parts.pop() == b""
@@ -32,7 +32,7 @@ def test_any_text_gives_a_well_formed_reply(lines: list[str], enhanced: str | No
 
 def test_enhanced_codes_stand_on_every_line_of_their_class() -> None:
     for name, reply in CONSTANTS.items():
-        wire = reply.render()
+        wire = reply.octets
         assert LINE.fullmatch(wire), name
         if reply.code != 354:
             assert reply.enhanced is not None, name
@@ -40,37 +40,37 @@ def test_enhanced_codes_stand_on_every_line_of_their_class() -> None:
 
 
 def test_rendering_is_done_once() -> None:
-    assert replies.BYE.render() is replies.BYE.render()
+    assert replies.BYE.octets is replies.BYE.octets
     assert replies.hello("a", ("SIZE 1",)) is replies.hello("a", ("SIZE 1",))
 
 
 def test_multiline_replies_are_one_block() -> None:
-    assert replies.hello("a", ("SIZE 1", "STARTTLS")).render() == (
+    assert replies.hello("a", ("SIZE 1", "STARTTLS")).octets == (
         b"250-a\r\n250-SIZE 1\r\n250 STARTTLS\r\n"
     )
 
 
 def test_helo_is_answered_without_enhanced_code() -> None:
-    assert replies.hello("a").render() == b"250 a\r\n"
+    assert replies.hello("a").octets == b"250 a\r\n"
 
 
 def test_an_empty_challenge_keeps_its_blank() -> None:
-    assert replies.challenge("").render() == b"334 \r\n"
+    assert replies.challenge("").octets == b"334 \r\n"
 
 
 def test_acceptance_names_the_queue_id() -> None:
-    assert replies.queued("01ABC").render() == b"250 2.0.0 Ok: queued as 01ABC\r\n"
+    assert replies.queued("01ABC").octets == b"250 2.0.0 Ok: queued as 01ABC\r\n"
 
 
 def test_a_refusal_says_the_class_and_never_the_text() -> None:
     reply = replies.refusal(SpoolUnavailable("/var/spool: disk on fire"))
 
-    assert reply.render() == b"451 4.3.0 Local error, try again later\r\n"
+    assert reply.octets == b"451 4.3.0 Local error, try again later\r\n"
     assert replies.refusal(SpoolFull("x")).code == 452
 
 
 def test_the_banner_opens_with_the_host_name() -> None:
-    assert replies.banner("relay.test").render() == b"220 relay.test ESMTP relayd\r\n"
+    assert replies.banner("relay.test").octets == b"220 relay.test ESMTP relayd\r\n"
 
 
 def test_only_221_421_and_521_close() -> None:

@@ -151,6 +151,39 @@ def test_a_yes_out_of_order_is_a_bug_and_the_reply_is_still_owed() -> None:
     assert protocol.is_owing
 
 
+@pytest.mark.parametrize(
+    ("octets", "reply"),
+    [(b"STARTTLS\r\n", replies.START_TLS), (b"AUTH PLAIN AGEAYg==\r\n", replies.AUTH_OK)],
+)
+def test_a_second_yes_to_what_may_come_once_is_a_bug(octets: bytes, reply: Reply) -> None:
+    protocol = ServerProtocol("device", max_errors=50, secure=True)
+    for said in (b"EHLO a\r\n", b"AUTH PLAIN AGEAYg==\r\n"):
+        next_line(protocol, said)
+        protocol.send(replies.AUTH_OK)
+    next_line(protocol, octets)
+
+    with pytest.raises(LocalProtocolError):
+        protocol.send(reply)
+
+
+@pytest.mark.parametrize("line", [b"QUIT", b"RCPT TO:<a@b.c>"])
+def test_a_response_that_reads_like_a_command_is_a_response(line: bytes) -> None:
+    protocol = ServerProtocol("device", max_errors=50)
+    next_line(protocol, b"EHLO a\r\n")
+    protocol.send(OK)
+    next_line(protocol, b"AUTH PLAIN\r\n")
+    protocol.send(replies.challenge(""))
+
+    assert next_line(protocol, line + b"\r\n") == AuthResponse(line)
+
+
+def test_the_end_of_a_line_too_long_is_no_command() -> None:
+    protocol = ServerProtocol("device", max_errors=50)
+    assert next_line(protocol, b"NOOP ".ljust(5000, b"x")) is Signal.NEED_DATA
+
+    assert next_line(protocol, b"QUIT\r\n") == LineTooLong(replies.LINE_TOO_LONG)
+
+
 def test_354_without_terms_is_a_bug() -> None:
     protocol = run(OPEN[:-6])
     next_line(protocol, b"DATA\r\n")
@@ -321,7 +354,7 @@ def test_too_many_errors_become_421() -> None:
         next_line(protocol, b"XYZZY\r\n")
         said.append(protocol.send(replies.UNKNOWN_COMMAND))
 
-    assert said[-1] == replies.TOO_MANY_ERRORS.render()
+    assert said[-1] == replies.TOO_MANY_ERRORS.octets
     assert protocol.state is State.CLOSED
 
 
@@ -346,7 +379,7 @@ def test_farewell_closes_whatever_is_owed() -> None:
     protocol = run(b"EHLO a\r\n")
     next_line(protocol, b"NOOP\r\n")
 
-    assert protocol.farewell(replies.IDLE_TIMEOUT) == replies.IDLE_TIMEOUT.render()
+    assert protocol.farewell(replies.IDLE_TIMEOUT) == replies.IDLE_TIMEOUT.octets
     assert protocol.state is State.CLOSED
     assert not protocol.is_owing
 
@@ -358,7 +391,7 @@ def test_after_a_bare_end_nothing_more_is_read() -> None:
     assert next_line(protocol, b"a\n.\nQUIT\r\n") == ContentPiece(b"a\r\n")
     assert isinstance(protocol.next_event(), ContentEnd)
 
-    assert protocol.send(OK) == OK.render() + replies.BYE.render()
+    assert protocol.send(OK) == OK.octets + replies.BYE.octets
     assert protocol.state is State.CLOSED
 
 
