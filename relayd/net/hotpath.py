@@ -24,14 +24,18 @@ import select
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
+import gevent.socket
 import urllib3
+from gevent import get_hub
 from gevent.monkey import get_original
 
 from relayd.clock import SYSTEM, Clock
 from relayd.net.http import ConnectFailed, Response, Stage, Unanswered
+from relayd.net.patience import Patience
 from relayd.values import frozen
 
 MAX_HEAD_BYTES: Final = 65_536
@@ -45,6 +49,8 @@ _IDLE_LIMIT_S: Final = 45.0
 """Kept connections older than this are not trusted: the server may close any moment."""
 
 _SHORTEST_S: Final = 0.001  # 0 would make the socket non-blocking
+_MOST_READ: Final = 65_536
+_READ: Final = 1  # the event loop's word for "readable"
 _POLL: Final = get_original(
     "select", "poll"
 )  # one that does not wait: gevent's would go to the hub
@@ -238,23 +244,15 @@ class HotPath:
             raise
         self.opened += 1
         wire: _Wire = getattr(connection, "sock")  # noqa: B009  1.26 has no annotation for it
-        return _Link(connection, wire)
+        return _Link(connection, wire, self._clock)
 
     # --- writing -------------------------------------------------------------------------
 
     def _write(self, link: _Link, first: bytes, body: Body, deadline: float) -> OSError | None:
         """Write everything; return what went wrong at the other end."""
-        sock = link.sock
         written = len(body.whole)
         try:
-            link.limit(deadline - self._clock.monotonic())
-            if len(first) <= _FIRST_WRITE_BYTES:
-                done = sock.send(first)
-            else:
-                done = sock.send(memoryview(first)[:_FIRST_WRITE_BYTES])
-            link.wrote = True
-            if done < len(first):
-                sock.sendall(memoryview(first)[done:])
+            link.send(first, deadline)
         except OSError as error:
             return error
         for piece in body.pieces or ():
@@ -265,8 +263,7 @@ class HotPath:
             if not link.is_quiet():
                 return ConnectionAbortedError("the server answered before the end")
             try:
-                link.limit(deadline - self._clock.monotonic())
-                sock.sendall(piece)
+                link.send(piece, deadline)
             except OSError as error:
                 return error
         if written != body.length:
@@ -277,7 +274,7 @@ class HotPath:
 
     def _read(self, link: _Link, began: float, deadline: float, *, sent_all: bool) -> Response:
         """Read one answer; raises _NoHead when none came or it cannot be read."""
-        source = _Source(link, deadline, self._clock)
+        source = _Source(link, deadline)
         for _ in range(_MAX_INTERIM):
             head = parse_head(source.head())
             if head.status >= 200:
@@ -297,9 +294,9 @@ class HotPath:
 class _Wire(Protocol):
     """A socket, a TLS socket, or urllib3's TLS inside TLS (through an https proxy)."""
 
+    def fileno(self) -> int: ...
     def settimeout(self, value: float | None, /) -> None: ...
     def send(self, data: bytes | memoryview, /) -> int: ...
-    def sendall(self, data: bytes | memoryview, /) -> None: ...
     def recv(self, buflen: int, /) -> bytes: ...
 
 
@@ -310,36 +307,73 @@ class _Connection(Protocol):
 
 
 class _Link:
-    """One open connection.
+    """One open connection; one greenlet uses it at a time.
 
     wrote: an octet of a request has gone out since it was kept.
     early: octets that `is_quiet` found.
     """
 
     __slots__ = (
-        "_connection", "_limit_s", "_watch", "early", "idle_limit_s", "reusable", "sock",
-        "stale_at", "wrote",
+        "_clock", "_connection", "_must_wait", "_patience", "_poll", "_readable", "_until_readable",
+        "early", "idle_limit_s", "reusable", "sock", "stale_at", "wrote",
     )  # fmt: skip
 
-    def __init__(self, connection: _Connection, wire: _Wire) -> None:
+    def __init__(self, connection: _Connection, wire: _Wire, clock: Clock) -> None:
         self._connection = connection
+        self._clock = clock
         self.sock = wire
         self.wrote = False
         self.early = b""
         self.reusable = True
         self.idle_limit_s = _IDLE_LIMIT_S
         self.stale_at = 0.0
-        self._limit_s = 0.0
-        self._watch: select.poll | None = None
-        if isinstance(wire, socket.socket):  # TLS inside TLS may have read ahead
-            self._watch = _POLL()
-            self._watch.register(wire.fileno(), select.POLLIN)
+        self._must_wait = False  # nothing was received since the last write
+        self._patience: Patience | None = None  # None: the wire waits by itself
+        if isinstance(wire, socket.socket):  # TLS inside TLS must not be left half-way
+            wire.settimeout(0.0)
+            self._patience = Patience(clock)
+            self._poll = _POLL()
+            self._poll.register(wire.fileno(), select.POLLIN)
+            self._readable = get_hub().loop.io(wire.fileno(), _READ)
+            self._until_readable = partial(get_hub().wait, self._readable)
 
-    def limit(self, left_s: float) -> None:
-        """Let no wait be longer than `left_s`, give or take a hundredth."""
-        if not 0.99 * self._limit_s <= left_s <= self._limit_s:
-            self._limit_s = max(left_s, _SHORTEST_S)
-            self.sock.settimeout(self._limit_s)
+    def send(self, octets: bytes, deadline: float) -> None:
+        """Send all of it; raises OSError, TimeoutError when the deadline comes first.
+
+        Of the first octets of a request so few that, if it fails, the server has read none.
+        """
+        view, sent = memoryview(octets), 0
+        while sent < len(octets):
+            limit = len(octets) if self.wrote else _FIRST_WRITE_BYTES
+            if self._patience is None:
+                self.sock.settimeout(max(deadline - self._clock.monotonic(), _SHORTEST_S))
+                sent += self.sock.send(view[sent:limit])
+            else:
+                try:
+                    sent += self.sock.send(view[sent:limit])
+                except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                    self._wait(self._until_writable, deadline)
+                    continue
+            self.wrote = self._must_wait = True
+
+    def receive(self, deadline: float) -> bytes:
+        """Return 1..65536 octets; b"" at the end.
+
+        deadline: monotonic. raises: OSError, TimeoutError when the deadline comes first.
+        """
+        if self._patience is None:
+            self.sock.settimeout(max(deadline - self._clock.monotonic(), _SHORTEST_S))
+            return self.sock.recv(_MOST_READ)
+        if self._must_wait:
+            self._must_wait = False
+            self._wait(self._until_readable, deadline)
+        while True:
+            try:
+                return self.sock.recv(_MOST_READ)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                self._wait(self._until_readable, deadline)
+            except ssl.SSLWantWriteError:  # TLS has something of its own to say first
+                self._wait(self._until_writable, deadline)
 
     def is_quiet(self) -> bool:
         """Tell whether there is nothing to read: no answer, no end, no error.
@@ -348,11 +382,12 @@ class _Link:
         """
         if not self.reusable:
             return False
-        if self._watch is not None and not self._watch.poll(0):
-            return True
-        self._limit_s = 0.0
-        try:
+        if self._patience is None:
             self.sock.settimeout(0.0)
+        elif not self._poll.poll(0):
+            return True
+        self._must_wait = False  # TLS may keep the rest of what is read now
+        try:
             octets = self.sock.recv(1)
         except (ssl.SSLWantReadError, BlockingIOError):
             return True
@@ -362,9 +397,19 @@ class _Link:
         self.early = octets
         return False
 
+    def _wait(self, wait: Callable[[], object], deadline: float) -> None:
+        if self._patience is None or not self._patience.wait(wait, deadline):
+            raise TimeoutError("timed out")
+
+    def _until_writable(self) -> None:
+        gevent.socket.wait_write(self.sock.fileno())
+
     def close(self) -> None:
         """Close; never raises."""
         self.reusable = False
+        if self._patience is not None:
+            self._patience.close()
+            self._readable.close()
         try:
             self._connection.close()
         except OSError:
@@ -374,20 +419,17 @@ class _Link:
 class _Source:
     """Octets of one connection, with what was read too far."""
 
-    __slots__ = ("_clock", "_deadline", "_link", "buffer")
+    __slots__ = ("_deadline", "_link", "buffer")
 
-    def __init__(self, link: _Link, deadline: float, clock: Clock) -> None:
+    def __init__(self, link: _Link, deadline: float) -> None:
         self._link = link
         self._deadline = deadline
-        self._clock = clock
         self.buffer = link.early
         link.early = b""
 
     def more(self) -> bool:
         """Take in what comes next; False at the end; raises OSError, also for the deadline."""
-        link = self._link
-        link.limit(self._deadline - self._clock.monotonic())
-        octets = link.sock.recv(65_536)
+        octets = self._link.receive(self._deadline)
         self.buffer = self.buffer + octets if self.buffer else octets
         return bool(octets)
 

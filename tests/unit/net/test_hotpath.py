@@ -14,7 +14,7 @@ import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relayd.clock import SYSTEM, Clock, FakeClock, SystemClock
+from relayd.clock import SYSTEM, Clock, SystemClock
 from relayd.config.model import Http
 from relayd.net import hotpath
 from relayd.net.hotpath import (
@@ -497,8 +497,8 @@ class _DeadAtWrite:
     def send(self, data: object, /) -> int:
         raise BrokenPipeError(32, "Broken pipe")
 
-    def sendall(self, data: object, /) -> None:
-        raise BrokenPipeError(32, "Broken pipe")
+    def fileno(self) -> int:
+        return self._wire.fileno()
 
     def settimeout(self, value: float | None, /) -> None:
         self._wire.settimeout(value)
@@ -830,12 +830,13 @@ def _read_from(pieces: list[bytes]) -> tuple[int, bytes, bool]:
     """Read an answer from a wire that gives these pieces."""
 
     class Wire:
+        def fileno(self) -> int:
+            return -1
+
         def settimeout(self, value: float | None, /) -> None: ...
 
         def send(self, data: object, /) -> int:
             return 0
-
-        def sendall(self, data: object, /) -> None: ...
 
         def recv(self, buflen: int, /) -> bytes:
             return pieces.pop(0) if pieces else b""
@@ -843,8 +844,8 @@ def _read_from(pieces: list[bytes]) -> tuple[int, bytes, bool]:
         def close(self) -> None: ...
 
     wire = Wire()
-    link = hotpath._Link(wire, wire)
-    source = hotpath._Source(link, 1e9, FakeClock())
+    link = hotpath._Link(wire, wire, SYSTEM)
+    source = hotpath._Source(link, 1e9)
     head = parse_head(source.head())
     body, is_complete = hotpath._read_body(source, head)
     return head.status, body, is_complete
