@@ -296,6 +296,12 @@ class FakeSlots:
                 return False
         return True
 
+    def again(self, ref: MailboxRef, *, unused: bool = False) -> bool:
+        if self.used[ref] <= self.capacity:
+            return True
+        self.release(ref, unused=unused)
+        return False
+
     def release(self, ref: MailboxRef, *, unused: bool = False) -> None:
         assert self.used[ref] > 0, "released what was not held"
         self.used[ref] -= 1

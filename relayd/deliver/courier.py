@@ -671,14 +671,14 @@ class Courier:
         try:
             while carried is not None:
                 settlement = self._exchanged(lane, carried)
-                # The exchange is over: the next may begin while this one is settled.
-                self._slots.release(lane.ref, unused=not carried.has_begun)
                 lane.unsent -= 1
+                # The exchange is over: the next may begin while this one is settled.
+                following = self._next_in_hand(lane, unused=not carried.has_begun)
                 if settlement is None:
                     self._let_go(lane, carried)
                 else:
                     self._settle(lane, carried, settlement)
-                carried = self._next_in_hand(lane)
+                carried = following
         finally:
             lane.carriers -= 1
         self._go_on(lane)
@@ -691,22 +691,25 @@ class Courier:
             log.exception("courier.bug", id=queue_id_text(carried.lease.message))
             return None
 
-    def _next_in_hand(self, lane: Lane) -> Carried | None:
-        """Return what to send next, with a slot taken for it; see that more is leased."""
+    def _next_in_hand(self, lane: Lane, *, unused: bool) -> Carried | None:
+        """Return what to send next in the same slot; None: the slot is given up.
+
+        unused: nothing was sent in the slot so far.
+        """
         if lane.has_work and not lane.is_leasing_ahead and lane.room() > 0:
             lane.is_leasing_ahead = True
             gevent.spawn(self._lease_ahead, lane)
-        if not lane.hand:
-            return None
-        if not self._may_send(lane):
+        if lane.hand and not self._may_send(lane):
             self._give_up_hand(lane)
+        if not lane.hand:
+            self._slots.release(lane.ref, unused=unused)
             return None
-        if not self._slots.try_acquire(lane.ref):
+        if not self._slots.again(lane.ref, unused=unused):
             self._start_pump(lane)  # it waits for a slot
             return None
         if lane.hand:
             return lane.hand.popleft()
-        self._slots.release(lane.ref, unused=True)  # taking it let others run
+        self._slots.release(lane.ref, unused=True)  # asking for it let others run
         return None
 
     def _let_go(self, lane: Lane, carried: Carried) -> None:

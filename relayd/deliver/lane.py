@@ -45,6 +45,10 @@ class Slots(Protocol):
         """Wait for a slot."""
         ...
 
+    def again(self, ref: MailboxRef, *, unused: bool = False) -> bool:
+        """Keep it for the next message; False: it is given up, somebody else is to have it."""
+        ...
+
     def release(self, ref: MailboxRef, *, unused: bool = False) -> None:
         """Give it up."""
         ...

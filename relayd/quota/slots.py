@@ -2,6 +2,7 @@
 
     acquire       waits for a slot: one given up here, or one the daemon was asked for meanwhile
     try_acquire   takes a slot that lingers here; instant, no round trip: the busy case
+    again         keeps it for the next message, if nobody else is to have it
     release       lets it linger (half a second) for whoever waits or comes, or gives it back
                   at once when it was recalled or its sends are used up
     rest, back    what this worker learned of Microsoft (429; it works again) all others hear
@@ -170,6 +171,23 @@ class SlotClient:
                     self._changed.notify_all()  # those who let it go first
                 self._forget_if_empty(ref)
 
+    def again(self, ref: MailboxRef, *, unused: bool = False) -> bool:
+        """End a message and begin the next in the same slot; False: it is given up.
+
+        unused: nothing was sent with it.
+        """
+        with self._lock:
+            mailbox = self._mailboxes.get(ref)
+            if mailbox is not None and mailbox.busy and not mailbox.urgent:
+                slot = mailbox.busy[-1]
+                if unused and not mailbox.recalled:
+                    return True  # as if the next had been the first
+                if slot.sends != 0 and (not self._is_online or not mailbox.recalled):
+                    self._count(mailbox, slot)
+                    return True
+        self.release(ref, unused=unused)
+        return False
+
     def release(self, ref: MailboxRef, *, unused: bool = False) -> None:
         """Give a slot of `ref` up after its message.
 
@@ -249,8 +267,11 @@ class SlotClient:
         return max(0.0, self._away_since + self._away_grace_s - self._clock.monotonic())
 
     def _use(self, mailbox: _Mailbox, slot: _Slot) -> None:
-        slot.take()
         mailbox.busy.append(slot)
+        self._count(mailbox, slot)
+
+    def _count(self, mailbox: _Mailbox, slot: _Slot) -> None:
+        slot.take()
         if mailbox.per_minute:
             now = self._clock.monotonic()
             while mailbox.recent and mailbox.recent[0] <= now - WINDOW_S:

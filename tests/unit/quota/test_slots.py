@@ -237,6 +237,42 @@ def test_a_slot_given_up_goes_to_a_waiter_of_the_same_worker(house: House) -> No
     assert slots._mailboxes[BOX].busy[0].grant == held, "the daemon had no hand in it"
 
 
+def test_a_slot_is_kept_for_the_next_message_unless_somebody_else_is_to_have_it(
+    house: House,
+) -> None:
+    house.up()
+    first, second = house.worker(1), house.worker(2)
+    assert first.acquire(BOX, 1, LONG_S)
+    for _ in range(5):
+        assert first.again(BOX)
+    assert first.again(BOX, unused=True)
+    assert first._mailboxes[BOX].busy[0].used == 6
+    thread, got = behind(lambda: second.acquire(BOX, 1, LONG_S))
+    until(lambda: first._mailboxes[BOX].recalled == 1)
+
+    assert not first.again(BOX)
+
+    thread.join()
+    assert got == [True]
+    assert first.held() == {}
+    assert not first.again(OTHER), "what was never held is not kept"
+
+
+def test_a_slot_is_not_kept_from_urgent_mail_nor_beyond_its_sends(house: House) -> None:
+    house.up()
+    slots = house.worker()
+    assert slots.acquire(BOX, 1, LONG_S, per_minute=12)
+    assert slots.again(BOX)  # a grant is good for a sixth of a minute's sends
+    assert not slots.again(BOX)
+
+    assert slots.acquire(OTHER, 1, LONG_S)
+    high, high_got = behind(lambda: slots.acquire(OTHER, 1, LONG_S, priority=0))
+    until(lambda: slots._mailboxes[OTHER].urgent == 1)
+    assert not slots.again(OTHER)
+    high.join()
+    assert high_got == [True]
+
+
 def test_a_slot_that_comes_too_late_lingers_and_goes_back(house: House) -> None:
     house.up()
     slots, other = house.worker(linger_s=0.01), house.worker(2)
