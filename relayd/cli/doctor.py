@@ -48,6 +48,7 @@ _MARKS: Final[Mapping[State, tuple[str, str]]] = {
     State.SKIPPED: ("not tried", "grey"),
 }
 _INDENT: Final = " " * 27
+_FIRST: Final = (State.PROBLEM, State.WARNING)
 _EPILOG: Final = """\
 examples:
   sudo relayd doctor
@@ -90,7 +91,7 @@ def doctor(options: argparse.Namespace) -> int:
         is_well = is_well and not any(step.state is State.PROBLEM for step in steps)
         told.append({"upstream": upstream.name, "state": worst(steps), "steps": shown(steps)})
         if not options.json:
-            print(verdict(steps))
+            print("\n".join([verdict(steps), *to_do(steps)]))
     if options.json:
         terminal.print_json(told)
     return command_line.OK if is_well else command_line.FAILED
@@ -303,14 +304,23 @@ def running_relay(path: str, spool: str) -> Relay:
 
 
 def lines(step: Step) -> Iterator[str]:
-    """Yield the lines of one step."""
+    """Yield what was found in one step; what mends it stands at the end, see `to_do`."""
     mark, colour = _MARKS[step.state]
     head = f"  {step.name:14} {terminal.paint(f'{mark:9}', colour)} {terminal.safe(step.text)}"
     yield head.rstrip()
-    if step.do:
-        yield f"{_INDENT}{terminal.paint('do:', 'bold')} {terminal.safe(step.do)}"
-    for command in step.commands:
-        yield f"{_INDENT}  {terminal.safe(command)}"
+    if step.do and step.state is State.SKIPPED:  # how to see it, nothing to mend
+        yield f"{_INDENT}{terminal.safe(step.do)}"
+
+
+def to_do(steps: Sequence[Step]) -> Iterator[str]:
+    """Yield what mends it, what keeps mail from leaving first: problems, then warnings."""
+    wanted = [step for state in _FIRST for step in steps if step.state is state]
+    wanted = [step for step in wanted if step.do or step.commands]
+    for number, step in enumerate(wanted, 1):
+        head = f"{number}. {step.name}:" if len(wanted) > 1 else "do:"
+        yield ""
+        yield f"  {terminal.paint(head, 'bold')} {terminal.safe(step.do)}".rstrip()
+        yield from (f"       {terminal.safe(command)}" for command in step.commands)
 
 
 def verdict(steps: Sequence[Step]) -> str:

@@ -21,6 +21,7 @@ from relayd.cli.doctor import (
     lines,
     running_relay,
     service_user,
+    to_do,
     verdict,
     worst,
 )
@@ -83,17 +84,31 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
 # ---- printing
 
 
-def test_a_step_is_a_line_and_what_mends_it_stands_below() -> None:
+def test_a_step_is_a_line_and_what_mends_it_stands_at_the_end() -> None:
     step = problem("tcp", "nobody answers", "Let it through.", ["curl -v x"])
-    assert list(lines(step)) == [
-        "  tcp            problem   nobody answers",
-        "                           do: Let it through.",
-        "                             curl -v x",
+    assert list(lines(step)) == ["  tcp            problem   nobody answers"]
+    assert list(to_do([step])) == ["", "  do: Let it through.", "       curl -v x"]
+
+
+def test_what_stops_mail_is_mended_before_what_only_warns() -> None:
+    steps = [
+        warning("secret", "it expires in 3 days", "Make a new one.", ["Add-Secret"]),
+        ok("dns", "found"),
+        problem("token", "refused", "Grant it.", ["Grant-It", "# wait"]),
+        problem("roles", "none"),
+        skipped("mailbox", "the secret is needed", "sudo relayd doctor contoso"),
     ]
+    assert list(to_do(steps)) == [
+        "", "  1. token: Grant it.", "       Grant-It", "       # wait",
+        "", "  2. secret: Make a new one.", "       Add-Secret",
+    ]  # fmt: skip
+    assert list(lines(steps[-1]))[1:] == [" " * 27 + "sudo relayd doctor contoso"]
+    assert list(to_do(steps[1:2])) == []
 
 
 def test_what_a_peer_wrote_does_not_steer_the_terminal() -> None:
-    assert "\x1b" not in "\n".join(lines(problem("tls", "by \x1b[2J", "do \x1b", ["\x1b"])))
+    step = problem("tls", "by \x1b[2J", "do \x1b", ["\x1b"])
+    assert "\x1b" not in "\n".join([*lines(step), *to_do([step])])
 
 
 def test_the_last_line_says_what_is_left_to_do() -> None:
