@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 from urllib.parse import quote
 
+from relayd.check import relay_user
 from relayd.cli import daemon, terminal
 from relayd.cli import main as command_line
 from relayd.config.model import Server, Upstream
@@ -36,8 +37,6 @@ from relayd.spool.transaction import read_holds
 from relayd.spool.turnstile import Turnstile
 from relayd.wayout import stamp
 
-SERVICE_USER: Final = "relayd"
-INSTALLED: Final = os.path.dirname(command_line.DEFAULT_CONFIG)
 _QUICK_S: Final = 5.0
 _TOKEN_S: Final = 40.0
 _SPOOL_S: Final = 3.0
@@ -141,31 +140,9 @@ def become_service(config: str) -> bool:
 
 
 def service_user(config: str) -> pwd.struct_passwd | None:
-    """Return whom the relay runs as; None: root, or nobody in particular.
-
-    The owner of state_dir, where it is somebody's; else "relayd", for an installed relay.
-    """
+    """Return whom the relay runs as; None: root, or nobody in particular; see check.relay_user."""
     state_dir, _ = daemon.setting_of(config, "server", "state_dir", Server().state_dir)
-    try:
-        owner = os.stat(state_dir)
-    except OSError:
-        owner = None
-    is_installed = os.path.abspath(config).startswith(f"{INSTALLED}/")
-    if owner is not None and owner.st_uid:
-        return _by_number(owner)
-    try:
-        return pwd.getpwnam(SERVICE_USER) if is_installed else None
-    except KeyError:
-        return None
-
-
-def _by_number(owner: os.stat_result) -> pwd.struct_passwd:
-    uid, gid = owner.st_uid, owner.st_gid
-    try:
-        return pwd.getpwuid(uid)
-    except KeyError:
-        # SECURITY: of a container, which nobody named; that is no reason to stay root.
-        return pwd.struct_passwd((str(uid), "x", uid, gid, "", "/", ""))
+    return relay_user(config, state_dir)
 
 
 # ---- the running relay

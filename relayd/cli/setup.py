@@ -222,6 +222,8 @@ class Run:
         if not given.name and len(names) > 1:
             wrong.append(f"--name: there are several upstreams, {', '.join(names)}; say which")
         name = given.name or (names[0] if names else "")
+        if given.ca_file and (problem := _ca_problem(site, given.ca_file)):
+            wrong.append(f"--ca-file: {problem}")
         if not self.is_asking:
             wrong += [f"{each}: is missing" for each in self._missing(site, name)]
         if wrong:
@@ -435,6 +437,15 @@ def changes_of(site: Site, draft: Draft) -> list[str]:
     # SECURITY: no lines around them, which may hold a secret in clear.
     lines = list(difflib.unified_diff(old, new, lineterm="", n=0))[2:]
     return [line for line in lines if not line.startswith("@@")]
+
+
+def _ca_problem(site: Site, file: str) -> str:
+    """Return why the relay, not we, could not trust the certificates in a file; or ""."""
+    from relayd.check import ca_problem, relay_user  # noqa: PLC0415  not for `relayd --help`
+    from relayd.config.model import Server  # noqa: PLC0415
+
+    state_dir = site.text("server", "state_dir") or Server().state_dir
+    return ca_problem(file, site.config, relay_user(site.config, state_dir))
 
 
 def _read_secret(octets: bytes, source: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from relayd import check
 from relayd.cli import doctor
 from relayd.cli.doctor import (
     RunningRelay,
@@ -267,10 +268,10 @@ def test_an_installed_relay_has_a_user_of_its_own(
     config = tmp_path / "relayd.toml"
     config.write_text(f'[server]\nstate_dir = "{tmp_path}/none"\n')
     assert service_user(str(config)) is None
-    monkeypatch.setattr(doctor, "INSTALLED", str(tmp_path))
-    monkeypatch.setattr(doctor, "SERVICE_USER", "nobody")
+    monkeypatch.setattr(check, "INSTALLED", str(tmp_path))
+    monkeypatch.setattr(check, "SERVICE_USER", "nobody")
     assert service_user(str(config)) == pwd.getpwnam("nobody")
-    monkeypatch.setattr(doctor, "SERVICE_USER", "no-such-user-here")
+    monkeypatch.setattr(check, "SERVICE_USER", "no-such-user-here")
     assert service_user(str(config)) is None
 
 

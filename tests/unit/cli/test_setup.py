@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
+import pwd
 import subprocess
 import sys
 import tomllib
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from relayd import check
 from relayd.cli import send, setup, setupask
 from relayd.cli.setup import name_for
 from relayd.master.frames import done, refused
@@ -197,6 +200,45 @@ def test_what_is_missing_is_listed_where_nobody_can_be_asked(
     assert "  --listen: " in err
     assert err.endswith("relayd: nothing was changed\n")
     assert "upstream" not in place.read()
+
+
+def test_a_ca_file_is_looked_at_as_the_relay_would_before_anything_is_asked(
+    place: Place,
+    typed: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (place.folder / "state").mkdir()
+    asked: list[tuple[str, str]] = []
+
+    def relay_user(config: str, state_dir: str) -> pwd.struct_passwd:
+        asked.append((config, state_dir))
+        return pwd.getpwnam("nobody")
+
+    monkeypatch.setattr(check, "relay_user", relay_user)
+    file = place.folder / "ca.pem"
+    file.write_text("-----BEGIN CERTIFICATE-----\n")
+    file.chmod(0o600)
+    monkeypatch.setattr(check, "seen_by", lambda user: _Refusing(user.pw_name))
+    typed("contoso.com")
+    assert place.setup("--authority", "https://x", "--ca-file", str(file)) == 2
+    out, err = capsys.readouterr()
+    assert f"--ca-file: {file} cannot be read (Permission denied); the relay's own user" in err
+    assert out == ""
+    assert asked == [(str(place.config), f"{place.folder}/state")]
+
+
+class _Refusing(contextlib.AbstractContextManager[None]):
+    """The eyes of somebody who may read nothing."""
+
+    def __init__(self, name: str) -> None:
+        assert name == "nobody"
+
+    def __enter__(self) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def test_of_several_upstreams_one_is_named(
