@@ -34,7 +34,15 @@ _NEEDED: Final[Mapping[str, str]] = {
 def problems(config: Config) -> list[Problem]:
     """Return what makes the configuration unusable though each key by itself is fine."""
     found: list[Problem] = []
-    for check in (_names, _listeners, _addresses, _certificate, _upstreams, _submitters, _spool):
+    for check in (
+        _names,
+        _listeners,
+        address_clashes,
+        _certificate,
+        _upstreams,
+        _submitters,
+        _spool,
+    ):
         found += check(config)
     return found
 
@@ -82,8 +90,8 @@ def _listeners(config: Config) -> Iterator[Problem]:
             yield Problem((*path, "auth"), text)
 
 
-def _addresses(config: Config) -> Iterator[Problem]:
-    """Find sockets that cannot be bound beside each other."""
+def address_clashes(config: Config) -> Iterator[Problem]:
+    """Find sockets of the listeners that cannot be bound beside each other."""
     bound = [
         (index, address, *_split(address))
         for index, each in enumerate(config.listener)
