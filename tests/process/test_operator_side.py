@@ -110,8 +110,11 @@ def test_a_refused_test_mail_says_the_reply_and_what_to_do(relay: RelayProcess) 
     relay.cli("reload")
     done = relay.cli("send", "--to", "a@contoso.com", check=False)
     assert done.returncode == 1
+    assert "lan may not send this: 550 5.7.1" in done.stderr
+    done = relay.cli("send", "--to", "a@contoso.com", "--device", "lan", check=False)
+    assert done.returncode == 1
     assert "refused as lan: 550 5.7.1" in done.stderr
-    assert "allow_to of the [[device]]" in done.stderr
+    assert 'into [[device]] "lan"' in done.stderr
 
 
 def test_denied_mail_is_held_with_the_reason_until_an_operator_decides(
