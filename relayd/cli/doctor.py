@@ -293,11 +293,18 @@ def to_do(steps: Sequence[Step]) -> Iterator[str]:
     """Yield what mends it, what keeps mail from leaving first: problems, then warnings."""
     wanted = [step for state in _FIRST for step in steps if step.state is state]
     wanted = [step for step in wanted if step.do or step.commands]
+    told: dict[str, int] = {}
     for number, step in enumerate(wanted, 1):
         head = f"{number}. {step.name}:" if len(wanted) > 1 else "do:"
         yield ""
         yield f"  {terminal.paint(head, 'bold')} {terminal.safe(step.do)}".rstrip()
+        earlier = {told.get(command, 0) for command in step.commands}
+        if len(step.commands) > 1 and 0 not in earlier:
+            yield f"       by the commands of {', '.join(map(str, sorted(earlier)))}"
+            continue
         yield from (f"       {terminal.safe(command)}" for command in step.commands)
+        for command in step.commands:
+            told.setdefault(command, number)
 
 
 def verdict(steps: Sequence[Step]) -> str:

@@ -107,6 +107,18 @@ def test_what_stops_mail_is_mended_before_what_only_warns() -> None:
     assert list(to_do(steps[1:2])) == []
 
 
+def test_commands_that_were_told_already_are_not_told_again() -> None:
+    steps = [
+        problem("mailbox", "no", "Look.", ["Look-At", "Connect", "Grant"]),
+        warning("roles", "wide", "Narrow it.", ["Connect", "Grant"]),
+        warning("secret", "old", "Make one.", ["Connect", "Make"]),
+    ]
+    assert list(to_do(steps))[5:] == [
+        "", "  2. roles: Narrow it.", "       by the commands of 1",
+        "", "  3. secret: Make one.", "       Connect", "       Make",
+    ]  # fmt: skip
+
+
 def test_what_a_peer_wrote_does_not_steer_the_terminal() -> None:
     step = problem("tls", "by \x1b[2J", "do \x1b", ["\x1b"])
     assert "\x1b" not in "\n".join([*lines(step), *to_do([step])])
