@@ -149,12 +149,19 @@ class Interview:
 
     def again(self) -> str:
         """Return the command that has the answers given so far, but for the secret; "" for none."""
-        words = [
+        asked = [
             f"{option} {shlex.quote(text)}"
             for question, option in _OPTIONS.items()
             for text in self._texts.get(question, "").split()
         ]
-        return f"relayd setup {' '.join(words)}" if words and self.is_asking else ""
+        if not asked or not self.is_asking:
+            return ""
+        given = [
+            f"--{name.replace('_', '-')} {shlex.quote(text)}"
+            for name in ("name", "authority", "graph", "ca_file", "secret_file", "test_to")
+            if (text := getattr(self._options, name))
+        ]
+        return " ".join([command_line.itself(self._options.config), "setup", *asked, *given])
 
     def others(self, problems: Iterable[str]) -> list[str]:
         """Return the problems that nothing mends which is asked or given by an option."""

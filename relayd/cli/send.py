@@ -210,10 +210,10 @@ def build(options: argparse.Namespace) -> EmailMessage:
 
 def _submit(options: argparse.Namespace, device: str, octets: bytes) -> str:
     """Hand it in; returns the queue id. raises: SMTPResponseException - refused."""
-    if options.device and not options.json:
-        terminal.complain(f"speaking as {device}")
     # No QUIT: its answer changes nothing any more, and is 421 if the relay is leaving by then.
     with contextlib.closing(_smtp(options, device)) as smtp:
+        if options.device and not options.json:
+            terminal.complain(f"speaking as {device}")
         _expect(250, *smtp.mail(options.from_))
         for address in options.to:
             _expect(250, *smtp.rcpt(address))
@@ -240,7 +240,7 @@ def _smtp(options: argparse.Namespace, device: str) -> smtplib.SMTP:
         sock.close()
         is_allowed = not isinstance(error, PermissionError)
         away = NotRunning(f"{path}: {error}", permitted=is_allowed)
-        raise SystemExit(daemon.not_running(away)) from error
+        raise SystemExit(daemon.not_running(away, options.config)) from error
     if reply.get("ok") is not True:
         sock.close()
         terminal.complain(str(reply.get("error")))

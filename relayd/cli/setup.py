@@ -42,10 +42,10 @@ _NOT_YET: Final = (
     "it is. A new permission takes up to two hours; do not try again before. Then: relayd doctor",
 )
 _NEXT: Final = """
-next:  relayd status
-       relayd send --to you@example.com --wait
-       relayd device add 192.168.10.5 --name ups     a device with settings of its own
-       relayd user add printer1 --generate           one that logs in"""
+next:  {itself} status
+       {itself} send --to {to} --wait
+       {itself} device add 192.168.10.5 --name ups     a device with settings of its own
+       {itself} user add printer1 --generate           one that logs in"""
 
 _EPILOG: Final = """\
 examples:
@@ -174,7 +174,9 @@ class Run:
         if self.options.json:
             terminal.print_json(self.told)
         elif drafts and code == command_line.OK:
-            print(_NEXT)
+            domain = answers.mailbox.rpartition("@")[2] or "contoso.com"
+            itself = command_line.itself(self.options.config)
+            print(_NEXT.format(itself=itself, to=f"you@{domain}"))
         return code
 
     def _agree(self, site: Site, interview: Interview) -> tuple[Answers, Sequence[Draft]]:

@@ -266,9 +266,7 @@ def _credential(upstream: Upstream, today: date) -> Iterator[Problem]:
     path = ("upstream", upstream.name)
     for key in ("client_secret", "next_client_secret"):
         if is_secret_id(getattr(upstream, key).reveal()):
-            text = (
-                "looks like the secret's ID; the portal shows the value, once, in the next column"
-            )
+            text = "looks like the Secret ID; Entra shows the Value, once, in the column before"
             yield Problem((*path, key), text)
     if not upstream.credential_expires:
         return

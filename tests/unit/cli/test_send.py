@@ -300,7 +300,7 @@ def test_when_nobody_is_there_it_says_how_to_start(
     with ControlSocket(tmp_path) as control:
         pass
     assert run(control, "--device", "ups") == 69
-    assert "systemctl start relayd" in capsys.readouterr().err
+    assert "/relayd.toml run\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("reply", [[], [done({"x": 1}, more=True)]])

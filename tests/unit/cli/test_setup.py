@@ -119,7 +119,8 @@ def test_by_options_it_is_written_taken_over_and_looked_at(
         f"wrote {place.config}",
         "as it was",
         "the running relay took it over",
-        "next:  relayd status",
+        f"next:  relayd --config {place.config} status",
+        "send --to you@contoso.com --wait",
     ):
         assert wanted in out
     assert SECRET not in out + err
@@ -438,7 +439,7 @@ def test_on_a_terminal_all_is_asked_and_every_step_is_said(
         "wrote ",
         "relayd doctor:",
         "Send a test mail to (an address at contoso.com; Enter: none): ",
-        "next:  relayd status",
+        "next:  relayd ",
     ]
     places = [out.index(each) for each in order]
     assert places == sorted(places)
@@ -508,7 +509,8 @@ def test_what_is_wrong_again_and_again_ends_it_with_the_answers_as_options(
     err = capsys.readouterr().err
     assert '"sender" needs allowed_senders' in err
     assert (
-        "nothing was changed\n  with the same answers: relayd setup --tenant contoso.com"
+        "nothing was changed\n  with the same answers: relayd --config"
+        f" {place.config} setup --tenant contoso.com"
         f" --client-id {ID} --mailbox sender --cloud global --network none"
     ) in err
     assert SECRET not in err
@@ -540,7 +542,7 @@ def test_who_does_not_confirm_changes_nothing(
     typed("contoso.com", "a@contoso.com", "", ID, "", "none", "", "n")
     assert place.setup() == 1
     err = capsys.readouterr().err
-    assert "not confirmed; nothing was changed\n  with the same answers: relayd setup " in err
+    assert "not confirmed; nothing was changed\n  with the same answers: relayd --config" in err
     assert place.config.read_bytes() == before
 
 

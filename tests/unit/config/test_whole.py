@@ -179,7 +179,7 @@ def test_a_bad_address_is_not_judged_twice() -> None:
                     replace(UPSTREAM, client_secret=Secret("11111111-2222-3333-4444-555555555555")),
                 ),
             ),
-            "looks like the secret's ID",
+            "looks like the Secret ID; Entra",
         ),
     ],
 )
