@@ -307,9 +307,9 @@ def _look_before(site: Site, interview: Interview) -> None:
     """Raise CannotGoOn where something is wrong already that no answer mends."""
     from relayd.cli import setupplace  # noqa: PLC0415  imports every room
 
-    if not os.path.exists(site.config):
-        return
-    problems, _ = setupplace.judged(site, [])
+    is_there = os.path.lexists(site.config)
+    packaged = [] if is_there else [Draft(site.config, site.template.encode(), None)]
+    problems, _ = setupplace.judged(site, packaged)
     if others := interview.others(problems):
         raise CannotGoOn(f"{site.config} cannot be used, correct this first:", *others)
 

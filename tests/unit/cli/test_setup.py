@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from relayd import check
-from relayd.cli import send, setup, setupask
+from relayd.cli import send, setup, setupask, setupplan
 from relayd.cli.interview import name_for
 from relayd.master.frames import done, refused
 from relayd.master.sockets import NEEDS_RESTART
@@ -477,6 +477,24 @@ def test_what_no_answer_mends_is_told_before_the_first_question(
     assert out == ""
     assert "cannot be used, correct this first:\n" in err
     assert '[[device]] "ups" networks: is missing' in err
+
+
+def test_what_this_host_lacks_is_told_before_the_first_question_too(
+    place: Place,
+    typed: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    packaged = place.folder / "packaged.toml"
+    packaged.write_text(TEXT.format(folder="/dev/null/x"))
+    place.config.unlink()
+    monkeypatch.setattr(setupplan, "TEMPLATES", (str(packaged),))
+    typed("contoso.com")
+    assert place.setup() == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "[server] state_dir: /dev/null is no folder" in err
+    assert not place.config.exists()
 
 
 def test_what_the_check_finds_leads_back_to_its_question_and_nothing_else_is_asked(
