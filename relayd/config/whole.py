@@ -12,7 +12,7 @@ from datetime import date
 from itertools import combinations
 from typing import Final, TypeAlias
 
-from relayd.config import clouds, units
+from relayd.config import clouds, rules, units
 from relayd.config.model import Config, Device, Listener, Upstream
 from relayd.config.read import Problem
 from relayd.config.resolve import carried
@@ -54,6 +54,7 @@ def warnings(config: Config, *, today: date) -> list[Problem]:
         found += check(config)
     for upstream in config.upstream:
         found += _credential(upstream, today)
+        found += _identity(upstream)
     return found
 
 
@@ -277,6 +278,20 @@ def _credential(upstream: Upstream, today: date) -> Iterator[Problem]:
     elif left <= _EXPIRY_NOTICE_DAYS:
         text = f"the credential ends in {left} days; make a new one, set it as next_client_secret"
         yield Problem((*path, "credential_expires"), text)
+
+
+def _identity(upstream: Upstream) -> Iterator[Problem]:
+    """Find ids that Entra cannot know, before it says so with an AADSTS number."""
+    path = ("upstream", upstream.name, "client_id")
+    if not _GUID.fullmatch(upstream.client_id):
+        text = (
+            f'"{rules.shown(upstream.client_id)}" has not the form'
+            " 00000000-0000-0000-0000-000000000000; copy the Application (client) ID from the"
+            " Overview of the app registration"
+        )
+        yield Problem(path, text)
+    elif upstream.client_id.lower() == upstream.tenant.lower():
+        yield Problem(path, "is the tenant ID; the Application (client) ID stands beside it")
 
 
 def _choose(names: Iterable[str]) -> str:
