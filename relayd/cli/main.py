@@ -157,6 +157,17 @@ class _Program(argparse.ArgumentParser):
         return _HELP.format(commands="\n".join(lines), config=DEFAULT_CONFIG)
 
 
+class _Sub(argparse.ArgumentParser):
+    """One command."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what was wrong; which actions there are, where one is missing. Exits with 2."""
+        if message.endswith("required: ACTION"):
+            self.print_help(sys.stderr)
+            self.exit(2)
+        super().error(message)
+
+
 def _swallowed(arguments: Sequence[str]) -> str:
     """Return a remark where --config took the command for its FILE, as with an empty $FILE."""
     names = {command.name for command in COMMANDS}
@@ -179,7 +190,7 @@ def parser_for(wanted: str) -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="FILE")
     parser.add_argument("--json", action="store_true")
     commands = parser.add_subparsers(
-        metavar="COMMAND", dest="command", required=True, parser_class=argparse.ArgumentParser
+        metavar="COMMAND", dest="command", required=True, parser_class=_Sub
     )
     for command in COMMANDS:
         sub = commands.add_parser(

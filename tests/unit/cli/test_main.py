@@ -141,6 +141,13 @@ def test_a_file_option_that_took_the_command_is_told(
         assert told in capsys.readouterr().err
 
 
+def test_a_command_without_its_action_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        command_line.main(["queue"])
+    assert leaving.value.code == 2
+    assert "trace" in capsys.readouterr().err
+
+
 def test_words_for_people_name_a_configuration_of_ones_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
