@@ -132,6 +132,12 @@ def unit_of(config: str) -> str:
     return f"relayd@{instance[1]}.service" if instance else ""
 
 
+def start_command(config: str) -> str:
+    """Return what starts the relay of a configuration: its unit, or itself."""
+    unit = unit_of(config).removesuffix(".service")
+    return f"systemctl start {unit}" if unit else f"{command_line.itself(config)} run"
+
+
 def not_running(error: NotRunning, config: str) -> int:
     """Say that nobody answers, how to start it, and where its last words are."""
     if not error.permitted:
@@ -140,11 +146,10 @@ def not_running(error: NotRunning, config: str) -> int:
         )
         return command_line.UNAVAILABLE
     unit, itself = unit_of(config).removesuffix(".service"), command_line.itself(config)
-    start = f"systemctl start {unit}" if unit else f"{itself} run"
     why = f"journalctl -u {unit} -n 30" if unit else "what it wrote where it was started"
     terminal.complain(f"relayd is not running ({error})")
     print(
-        f"  start it:            {start}\n"
+        f"  start it:            {start_command(config)}\n"
         f"  why it stopped:      {why}\n"
         f"  is its configuration right?  {itself} check",
         file=sys.stderr,

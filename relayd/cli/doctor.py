@@ -47,6 +47,7 @@ _MARKS: Final[Mapping[State, tuple[str, str]]] = {
     State.SKIPPED: ("not tried", "grey"),
 }
 _INDENT: Final = " " * 27
+_STOPPED: Final = "relayd does not run"
 _FIRST: Final = (State.PROBLEM, State.WARNING)
 _EPILOG: Final = """\
 examples:
@@ -73,7 +74,8 @@ def doctor(options: argparse.Namespace) -> int:
     path = daemon.control_path(options.config)
     as_service = become_service(options.config)
     seen = look(options.config)
-    relay = running_relay(path, spool_path(seen.config.spool.url))
+    start = daemon.start_command(options.config)
+    relay = running_relay(path, spool_path(seen.config.spool.url), start)
     upstreams = _meant(options, seen, relay)
     if isinstance(upstreams, int):
         return upstreams
@@ -212,8 +214,8 @@ class RunningRelay:
 class Stopped(Away):
     """A relay that does not run; what it held mail back for is still in its spool."""
 
-    def __init__(self, why: str, spool: str) -> None:
-        super().__init__(why, "systemctl start relayd")
+    def __init__(self, why: str, spool: str, start: str) -> None:
+        super().__init__(why, start)
         self._spool = spool
 
     def holds(self, name: str) -> Sequence[Row]:
@@ -263,14 +265,17 @@ def _holds_in(path: str) -> Sequence[Hold]:
         return read_holds(connection)
 
 
-def running_relay(path: str, spool: str) -> Relay:
-    """Return the relay that runs, or why nobody answers. spool: its database's path."""
+def running_relay(path: str, spool: str, start: str) -> Relay:
+    """Return the relay that runs, or why nobody answers.
+
+    spool: its database's path; start: the command that starts it.
+    """
     try:
         reply = client.ask(path, {"command": "status"}, timeout_s=_QUICK_S)
     except NotRunning as error:
         if not error.permitted:
             return Away("the running relay answers root, its own user and group relayd-admin only")
-        return Stopped(f"relayd does not run ({error})", spool)
+        return Stopped(f"{_STOPPED} ({error})", spool, start)
     result = reply.get("result")
     if reply.get("ok") is not True or not isinstance(result, Mapping):
         return Away(f"the running relay does not answer: {reply.get('error')}", "relayd status")
@@ -315,6 +320,9 @@ def verdict(steps: Sequence[Step]) -> str:
     unseen = [step.name for step in steps if step.state is State.SKIPPED and "sudo" in step.do]
     if unseen:
         return f"  Nothing wrong was found; only root can look at: {', '.join(unseen)}."
+    stopped = [step.do for step in steps if step.text.startswith(_STOPPED)]
+    if stopped:
+        return f"  The way out is open, but relayd does not run. Start it: {stopped[0]}"
     wary = [step.name for step in steps if step.state is State.WARNING]
     but = f", but see the warning at: {', '.join(wary)}" if wary else ""
     return f"  The way out is open{but}. A real mail: relayd send --to ADDR --wait"

@@ -130,6 +130,10 @@ def test_the_last_line_says_what_is_left_to_do() -> None:
         [ok("dns", ""), skipped("secret", "", "sudo relayd doctor contoso")]
     )
     assert "relayd send --to ADDR --wait" in verdict([ok("dns", "")])
+    stopped = skipped("relay", "relayd does not run (none)", "systemctl start relayd")
+    assert verdict([ok("dns", ""), stopped]).endswith(
+        "open, but relayd does not run. Start it: systemctl start relayd"
+    )
     assert "open, but see the warning at: roles." in verdict([warning("roles", "", "")])
 
 
@@ -203,7 +207,7 @@ def test_a_configuration_that_is_not_there_is_told(
 
 
 def test_it_is_asked_once_for_each_thing(control: ControlSocket, tmp_path: Path) -> None:
-    relay = running_relay(str(tmp_path / "control.sock"), "")
+    relay = running_relay(str(tmp_path / "control.sock"), "", "")
     assert isinstance(relay, RunningRelay)
     assert relay.names() == ["contoso"]
     assert relay.upstream("contoso") == ROW
@@ -218,14 +222,14 @@ def test_it_is_asked_once_for_each_thing(control: ControlSocket, tmp_path: Path)
 
 def test_what_it_refuses_is_no_answer(control: ControlSocket, tmp_path: Path) -> None:
     control.answers["token.test"] = [refused("unknown command: token.test")]
-    relay = running_relay(str(tmp_path / "control.sock"), "")
+    relay = running_relay(str(tmp_path / "control.sock"), "", "")
     assert relay.token("contoso") is None
     control.answers["status"] = [refused("no")]
-    assert "does not answer" in running_relay(str(tmp_path / "control.sock"), "").away
+    assert "does not answer" in running_relay(str(tmp_path / "control.sock"), "", "").away
 
 
 def test_one_that_does_not_run_says_how_to_start_it(tmp_path: Path) -> None:
-    relay = running_relay(str(tmp_path / "none.sock"), "")
+    relay = running_relay(str(tmp_path / "none.sock"), "", "systemctl start relayd")
     assert isinstance(relay, Away)
     assert relay.remedy == "systemctl start relayd"
 
@@ -305,7 +309,7 @@ def test_a_stopped_relays_holds_are_read_from_its_spool(tmp_path: Path) -> None:
     (lease,) = door.lease(ALERTS, limit=1)
     door.settle(lease, denied(backend.clock, cause="ErrorAccessDenied"))
     backend.close()
-    relay = running_relay(str(tmp_path / "none.sock"), backend.path)
+    relay = running_relay(str(tmp_path / "none.sock"), backend.path, "")
     (hold,) = relay.holds(ALERTS.upstream)
     assert (hold["mailbox"], hold["cause"]) == (ALERTS.mailbox, "ErrorAccessDenied")
     assert str(hold["probe_at"]) > stamp(backend.clock.utcnow())
