@@ -330,10 +330,11 @@ class Session:
         return None
 
     def _talk(self) -> _Ended:
+        protocol = self._protocol
         while True:
             if self._draining and self._is_leaving():
                 return self._leave(replies.SHUTTING_DOWN, End.DRAINED)
-            event = self._protocol.next_event()
+            event = protocol.next_event()
             if event is Signal.NEED_DATA:
                 ended = self._receive()
             elif isinstance(event, ContentPiece):
@@ -349,15 +350,17 @@ class Session:
                 return ended
 
     def _receive(self) -> _Ended | None:
-        self._flush()
-        in_content = self._protocol.state is State.CONTENT
+        if self._out:
+            self._flush()
+        protocol = self._protocol
+        in_content = protocol.state is State.CONTENT
         now = self._clock.monotonic()
         if in_content:
             deadline = now + self._manners.data_timeout_s
         else:
             # One deadline for the whole line: octets that drip in do not push it on.
             deadline = self._deadline = self._deadline or now + self._manners.idle_timeout_s
-        self._waiting = self._protocol.state in BETWEEN
+        self._waiting = protocol.state in BETWEEN
         if self._waiting and self._draining:
             deadline = min(deadline, self._patient_until)
         try:
@@ -373,7 +376,7 @@ class Session:
         if not octets:
             is_end, self._is_woken = not self._is_woken, False
             return (self._left(), "") if is_end else None
-        self._protocol.receive_data(octets)
+        protocol.receive_data(octets)
         if in_content:
             return self._judge_rate(len(octets), self._clock.monotonic() - now)
         return None

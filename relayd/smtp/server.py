@@ -48,6 +48,7 @@ _MAX_SKIPPED: Final = 64 * 1024
 _SHOWN: Final = 60
 _CLIENT_HELLO: Final = b"\x16\x03"
 _CR: Final = 13
+_SHUT: Final = frozenset({State.TLS, State.CLOSED})
 _ONCE: Final = frozenset({Auth, StartTls})
 """Commands that a state alone does not make legal."""
 
@@ -173,7 +174,7 @@ class ServerProtocol:
 
     def next_event(self) -> Event | Signal:
         """Return the next thing the peer said, or what must come first."""
-        if self._owed is not None or self.state in (State.TLS, State.CLOSED):
+        if self._owed is not None or self.state in _SHUT:
             return Signal.PAUSED
         event: Event | None
         if self._content is not None:
@@ -336,13 +337,11 @@ class ServerProtocol:
             command = parse_ordinary(line)  # what it takes, nothing below would refuse
             if command is not None:
                 self.line = line
-                self._use(end + 1)
+                self._start = end + 1
+                if self._start == len(buffer):
+                    self._buffer, self._start = b"", 0
                 return command
         return self._any_line(end)
-
-    def _use(self, end: int) -> None:
-        """Note that the buffer is used up to `end`."""
-        self._buffer, self._start = (self._buffer, end) if end < len(self._buffer) else (b"", 0)
 
     def _any_line(self, end: int) -> Line | LineTooLong | AuthResponse | None:
         """Take the line that ends at `end`, where its LF is; -1: it is not there yet."""
@@ -351,7 +350,9 @@ class ServerProtocol:
         if end < 0:
             return self._open_line()
         line = self._buffer[self._start : end]
-        self._use(end + 1)
+        self._start = end + 1
+        if self._start == len(self._buffer):
+            self._buffer, self._start = b"", 0
         if not self._skipped and len(line) < self._limit(line):
             return self._judge(line)
         return self._end_skipping(line)
