@@ -578,18 +578,18 @@ _OPEN_WORDS: Final = frozenset({Mail, Rcpt, Data, Ehlo, Helo, Rset, Noop, Quit, 
 
 def _shown(event: Owing, line: bytes) -> bytes:
     """Return a line of the peer's as the transcript may have it: never a secret."""
-    match event:
-        case ContentEnd(size=size):
-            return b"<%d octets of content>" % size
-        case AuthResponse():
-            return _REDACTED
-        case Auth() | BadCommand() | LineTooLong() if line[:4].upper() == b"AUTH":
-            return b"AUTH " + _REDACTED
-        case Unknown() | LineTooLong() if b" " not in line:
-            # SECURITY: a client out of step sends its password where a command belongs.
-            return line[:4] + b"..." if len(line) > 8 else line
-        case _:
-            return line[:500]
+    if isinstance(event, ContentEnd):
+        return b"<%d octets of content>" % event.size
+    if isinstance(event, AuthResponse):
+        return _REDACTED
+    said = line.strip()
+    # SECURITY: whatever a client makes of AUTH, a password comes behind it.
+    if said[:4].upper() == b"AUTH":
+        return b"AUTH " + _REDACTED
+    # SECURITY: a client out of step sends its password where a command belongs.
+    if isinstance(event, Unknown | BadCommand | LineTooLong) and len(said.split(maxsplit=1)) < 2:
+        return said[:4] + b"..." if len(said) > 8 else said
+    return line[:500]
 
 
 def _transcript(said: Iterable[bytes]) -> tuple[str, ...]:

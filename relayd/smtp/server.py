@@ -122,7 +122,7 @@ class ServerProtocol:
     secure:     TLS is up (from the first octet, or by STARTTLS).
     errors:     refusals since a message was last accepted.
     line:       the line that the last event was read from, for the transcript; of an
-                over-long one its first 60 octets.
+                over-long one its first 60 octets, of a response that cannot be read "AUTH".
     """
 
     __slots__ = (
@@ -368,18 +368,23 @@ class ServerProtocol:
         if not self._skipped:
             if len(line) < self._limit(line):
                 return None
-            self.line = line[:_SHOWN]
+            self._show(line[:_SHOWN])
         self._skipped += len(line)
         self._buffer, self._start = b"", 0
         return _ENDLESS_LINE if self._skipped > _MAX_SKIPPED else None
 
     def _end_skipping(self, line: bytes) -> LineTooLong | Hangup:
         if not self._skipped:
-            self.line = line[:_SHOWN]
+            self._show(line[:_SHOWN])
         skipped, self._skipped = self._skipped + len(line), 0
         if skipped > _MAX_SKIPPED:  # the same however the line was cut
             return _ENDLESS_LINE
         return LineTooLong(self._leave_sasl(replies.AUTH_TOO_LONG, replies.LINE_TOO_LONG))
+
+    def _show(self, line: bytes) -> None:
+        """Keep a line that cannot be read for the transcript."""
+        # SECURITY: of a response to AUTH not an octet, it is a password.
+        self.line = b"AUTH" if self.state is State.SASL else line
 
     def _leave_sasl(self, in_sasl: Reply, elsewhere: Reply) -> Reply:
         """Return the reply to a line that cannot be read; it ends an attempt to log in."""
@@ -400,7 +405,7 @@ class ServerProtocol:
         elif line.endswith(b"\r"):
             line = line[:-1]
         else:
-            self.line = line
+            self._show(line)
             bad = replies.BARE_LF_IN_COMMAND
             return BadCommand(self._leave_sasl(bad, bad))
         self.line = line
