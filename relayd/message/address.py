@@ -259,7 +259,7 @@ def _parse_list(value: bytes) -> list[Mailbox]:
     return found
 
 
-_known_list = functools.lru_cache(maxsize=2048)(_parse_list)
+_known_list = functools.lru_cache(maxsize=512)(_parse_list)
 
 
 def _comment_end(text: str, start: int) -> int | None:
