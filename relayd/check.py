@@ -7,6 +7,8 @@ certificates) and each room is asked for its `problems(config)` and `warnings(co
 changed and nothing outside this host is asked. A problem reads
 `file:line: [table] key: what is wrong; what to do`.
 
+Root looks at certificates with the eyes of the relay's own user, who has to read them.
+
 The master forks a child for this (`run_checker`), so that it never imports what the rooms need.
 
 Source: unix(7) (length of a socket's path), proc_pid_mountinfo(5), sysexits.h
@@ -14,12 +16,14 @@ Source: unix(7) (length of a socket's path), proc_pid_mountinfo(5), sysexits.h
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import ipaddress
 import json
 import os
 import pwd
 import re
+import shlex
 import stat
 import traceback
 from collections.abc import Container, Iterator
@@ -38,10 +42,15 @@ ROOMS: Final = ("relayd.net.tls", "relayd.access.plan", "relayd.spool.fit")
 """Rooms with `problems(config) -> list[str]`, or `warnings(config) -> list[str]`, or both."""
 
 SERVICE_USER: Final = "relayd"
+INSTALLED: Final = "/etc/relayd"
 LONGEST_SOCKET_PATH: Final = 107
 _NETWORKED: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "9p"})
 _PASSING: Final = frozenset({"tmpfs", "ramfs"})
 _FEW_INODES: Final = 0.01
+_TLS_ROOM: Final = "relayd.net.tls"
+_HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108  not written to
+"""What ProtectHome and PrivateTmp of the unit keep from the relay."""
+_BOOTED: Final = "/run/systemd/system"
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 _SHORT_FORM: Final = re.compile(r"\[(device|user|listener)\.([^\]]+)\]")
 
@@ -75,6 +84,13 @@ class Host:
         groups = os.getgrouplist(SERVICE_USER, user.pw_gid)
         return mode_allows(status, uid=user.pw_uid, groups=groups)
 
+    def hides(self, config: str, file: str) -> str:
+        """Return the folder that the unit of a configuration keeps `file` in; "" for none."""
+        if not is_installed(config) or not os.path.isdir(_BOOTED):
+            return ""
+        path = os.path.realpath(file)
+        return next((each for each in _HIDDEN if path.startswith(f"{each}/")), "")
+
     def file_system(self, path: str) -> str:
         """Return the kind of file system `path` is or would be on; "" when not told."""
         try:
@@ -101,19 +117,23 @@ class Room:
 THIS_HOST: Final = Host()
 
 
-def check(path: str, host: Host = THIS_HOST) -> Checked:
+def check(path: str, host: Host = THIS_HOST, *, is_relay: bool = False) -> Checked:
     """Return the configuration in `path`, checked against this host.
 
+    is_relay: this process is the relay, so what it may read is what counts.
     raises: ConfigError - all problems.
     """
     loaded = load.examine(path)
     config, tree = loaded.config, loaded.tree
+    user = None if is_relay else relay_user(path, config.server.state_dir)
     problems = [tree.word(each) for each in _host_problems(config, host)]
+    problems += [tree.word(each) for each in _ca_problems(config, path, user, host)]
     warnings = [tree.word(each) for each in _host_warnings(config, host)]
     for name in ROOMS:
         room = importlib.import_module(name)
-        problems += [_placed(tree, text) for text in _asked(room, "problems", config)]
-        warnings += [_placed(tree, text) for text in _asked(room, "warnings", config)]
+        with seen_by(user if name == _TLS_ROOM else None):
+            problems += [_placed(tree, text) for text in _asked(room, "problems", config)]
+            warnings += [_placed(tree, text) for text in _asked(room, "warnings", config)]
     if problems:
         raise ConfigError(problems)
     return Checked(config, loaded.warnings + warnings)
@@ -137,7 +157,7 @@ def run_checker(path: str, out_fd: int) -> int:
     """
     verdict: dict[str, object] = {"ok": False, "config": None, "problems": [], "warnings": []}
     try:
-        checked = check(path)
+        checked = check(path, is_relay=True)
     except ConfigError as wrong:
         verdict["problems"] = wrong.problems
     except Exception as bug:  # noqa: BLE001  # the master waits for a verdict, not for a traceback
@@ -184,26 +204,91 @@ def _host_problems(config: Config, host: Host) -> Iterator[Problem]:
     if kind in _NETWORKED or kind.startswith("fuse.ssh"):
         text = f"lies on {kind}, where SQLite can lose mail; choose a folder on a local disk"
         yield Problem(("spool", "url"), text)
-    yield from _ca_problems(config)
 
 
-def _ca_problems(config: Config) -> Iterator[Problem]:
+def _ca_problems(
+    config: Config, path: str, user: pwd.struct_passwd | None, host: Host
+) -> Iterator[Problem]:
     files: list[tuple[Path, str]] = [(("http", "ca_file"), config.http.ca_file)]
     files += [(("cloud", each.name, "ca_file"), each.ca_file) for each in config.cloud]
-    for path, file in files:
-        if not file:
-            continue
-        try:
-            with open(file, "rb") as opened:
-                is_pem = b"-----BEGIN CERTIFICATE-----" in opened.read(4_194_304)
-        except OSError as trouble:
-            advice = "name a PEM file"
-            if isinstance(trouble, PermissionError):
-                advice = "the relay's own user must be able to: copy it to /etc/relayd/tls"
-            yield Problem(path, f"{file} cannot be read ({trouble.strerror}); {advice}")
-        else:
-            if not is_pem:
-                yield Problem(path, f"{file} holds no certificate; name a PEM file")
+    for place, file in files:
+        if file and (text := ca_problem(file, path, user, host)):
+            yield Problem(place, text)
+
+
+def ca_problem(
+    file: str, config: str, user: pwd.struct_passwd | None, host: Host = THIS_HOST
+) -> str:
+    """Return why the relay could not trust the certificates in `file`, and what to do; or "".
+
+    config: the configuration's path; user: whom the relay runs as (`relay_user`), None: as we do.
+    """
+    remedy = f"the relay's own user must be able to: install -m 644 {shlex.quote(file)}"
+    remedy += f" {INSTALLED}/tls/, and name it there"
+    try:
+        with seen_by(user), open(file, "rb") as opened:
+            is_pem = b"-----BEGIN CERTIFICATE-----" in opened.read(4_194_304)
+    except OSError as trouble:
+        advice = remedy if isinstance(trouble, PermissionError) else "name a PEM file"
+        return f"{file} cannot be read ({trouble.strerror}); {advice}"
+    if not is_pem:
+        return f"{file} holds no certificate; name a PEM file"
+    if user is not None and (folder := host.hides(config, file)):
+        return f"{file} cannot be read by the service, which does not see {folder}; {remedy}"
+    return ""
+
+
+def is_installed(config: str) -> bool:
+    """Say whether a configuration is the package's."""
+    return os.path.abspath(config).startswith(f"{INSTALLED}/")
+
+
+def relay_user(config: str, state_dir: str) -> pwd.struct_passwd | None:
+    """Return whom the relay runs as; None: root, or nobody in particular.
+
+    config: the configuration's path. The owner of state_dir, where it is somebody's; else
+    "relayd", for an installed relay.
+    """
+    try:
+        owner = os.stat(state_dir)
+    except OSError:
+        owner = None
+    if owner is not None and owner.st_uid:
+        return _by_number(owner)
+    try:
+        return pwd.getpwnam(SERVICE_USER) if is_installed(config) else None
+    except KeyError:
+        return None
+
+
+def _by_number(owner: os.stat_result) -> pwd.struct_passwd:
+    uid, gid = owner.st_uid, owner.st_gid
+    try:
+        return pwd.getpwuid(uid)
+    except KeyError:
+        # SECURITY: of a container, which nobody named; that is no reason to stay root.
+        return pwd.struct_passwd((str(uid), "x", uid, gid, "", "/", ""))
+
+
+@contextlib.contextmanager
+def seen_by(user: pwd.struct_passwd | None) -> Iterator[None]:
+    """See files as `user` does, if we are root; all threads do meanwhile.
+
+    Real and saved ids stay root's, so nobody else may touch this process meanwhile.
+    """
+    if user is None or user.pw_uid == 0 or os.geteuid() != 0:
+        yield
+        return
+    groups, gid = os.getgroups(), os.getegid()
+    try:
+        os.setgroups(os.getgrouplist(user.pw_name, user.pw_gid))
+        os.setegid(user.pw_gid)
+        os.seteuid(user.pw_uid)
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(gid)
+        os.setgroups(groups)
 
 
 def _folders(config: Config) -> list[tuple[Path, str]]:

@@ -5,7 +5,8 @@ One greenlet for each request, on the client's own socket; words in docs/control
     queue.list, queue.show                   looking; pages, so that no answer is ever large
     queue.retry, hold, release, delete       by ids, or by the same filter as list, page by page
     queue.export                             the content, in pieces, as base64
-    devices                                  who may be named in `smtp`
+    devices                                  who may be named in `smtp`, and who of them may
+                                             send a mail that is described
     smtp                                     the socket becomes an SMTP session of a device,
                                              for `relayd send`: the same desk, the same spool
 
@@ -25,6 +26,7 @@ from gevent import socket
 from gevent.threadpool import ThreadPool
 
 from relayd import gauges
+from relayd.access.plan import Plan, Planner, Refusal
 from relayd.access.users import Users
 from relayd.cache.client import Client
 from relayd.cache.frames import Refused
@@ -33,12 +35,15 @@ from relayd.config.model import Config, Device, Submitter, User
 from relayd.deliver.courier import Courier
 from relayd.errors import CacheUnavailable, RelaydError, SpoolUnavailable
 from relayd.master.frames import Frame, Garbage, Json, done, encode, refused
+from relayd.message.address import Address, parse_path
+from relayd.message.envelope import Envelope, Origin
 from relayd.queueview import PAGE, Now, Outage, clock_words, look, outage_words, parse_filter
 from relayd.serve.session import PeerGone, PeerSilent
 from relayd.spool import moves
 from relayd.spool.door import SqliteDoor, spool_path
 from relayd.spool.model import QueueId, State, parse_queue_id, queue_id_text
 from relayd.spool.queries import Counts, Filter, Listed, Reader, Story
+from relayd.values import frozen
 from relayd.wayout import Answers
 
 log = structlog.get_logger()
@@ -61,8 +66,36 @@ _WISHES: Final[Mapping[str, moves.Wish]] = {
     "queue.delete": "delete",
 }
 
+_NOWHERE: Final = Origin(
+    session="", listener="", ip="", helo="", device="", user="", protocol="ESMTP"
+)
+
 Converse: TypeAlias = Callable[[socket.socket, str], None]
 """Serve an SMTP session on a socket, as the named device; made by the worker's root."""
+
+
+@frozen
+class _Mail:
+    """A mail that is only asked about. sender: None for none; size: octets."""
+
+    sender: Address | None
+    recipients: tuple[Address, ...]
+    size: int
+
+
+def _mail_of(request: Frame) -> _Mail | None:
+    """Return the mail that "from", "to" and "size" describe; None without "to".
+
+    raises: ValueError - an address that is none.
+    """
+    to, sender, size = request.get("to"), request.get("from"), request.get("size")
+    if not isinstance(to, list) or not to:
+        return None
+    return _Mail(
+        parse_path(str(sender), lenient=True) if sender else None,
+        tuple(parse_path(str(one)) for one in to),
+        size if isinstance(size, int) else 0,
+    )
 
 
 class Operator:
@@ -90,6 +123,7 @@ class Operator:
         self._cache = cache
         self._converse = converse
         self._users = users if users is not None else Users(config)
+        self._planner = Planner(config, self._users)
         self._more = more or {}
         self._clock = clock
         self._patience_s = patience_s
@@ -216,7 +250,7 @@ class Operator:
                 case "queue.export":
                     yield from self._export(request)
                 case "devices":
-                    yield from self._devices()
+                    yield from self._devices(request)
                 case _ if command in self._more:
                     yield from self._more[command](request)
                 case _ if command in _WISHES:
@@ -237,22 +271,45 @@ class Operator:
                 down[one.name] = Outage(one.cause, one.text, one.retry_in_s)
         return Now(holds=self._door.holds(), down=down, clock=self._courier.clock_trouble)
 
-    def _devices(self) -> Iterator[Frame]:
-        rows: list[Json] = [
-            {
-                "name": one.name,
-                "kind": "user" if isinstance(one, User) else "device",
-                "upstream": one.upstream,
-                "from": one.from_ or one.default_from,
-                "networks": list(one.networks) if isinstance(one, Device) else [],
-                "to": list(one.allow_to),
-                "priority": one.priority,
-            }
-            for one in self._submitters()
-        ]
-        for start in range(0, len(rows) or 1, PAGE):
-            more = start + PAGE < len(rows)
-            yield done({"devices": rows[start : start + PAGE]}, more=more)
+    def _devices(self, request: Frame) -> Iterator[Frame]:
+        """Tell who may submit; with "to", also whether each may send such a mail."""
+        mail = _mail_of(request)
+        there = self._submitters()
+        for start in range(0, len(there) or 1, PAGE):
+            rows: list[Json] = [
+                {
+                    "name": one.name,
+                    "kind": "user" if isinstance(one, User) else "device",
+                    "upstream": one.upstream,
+                    "from": one.from_ or one.default_from,
+                    "networks": list(one.networks) if isinstance(one, Device) else [],
+                    "to": list(one.allow_to),
+                    "priority": one.priority,
+                    **({} if mail is None else {"refusal": self._refusal(one, mail)}),
+                }
+                for one in there[start : start + PAGE]
+            ]
+            yield done({"devices": rows}, more=start + PAGE < len(there))
+
+    def _refusal(self, submitter: Submitter, mail: _Mail) -> Json:
+        """Return why a mail would not be taken from somebody; None: it would be.
+
+        The same rules in the same order as a session's, without one: nothing is counted or kept.
+        """
+        planner, sender = self._planner, mail.sender
+        domain = self._config.server.default_domain
+        if sender is not None and not sender.domain and domain:
+            sender = Address(sender.local, domain)
+        verdict: Plan | Refusal | None = planner.check_mail(submitter, sender, mail.size)
+        for one in mail.recipients:
+            verdict = verdict or planner.check_rcpt(submitter, one)
+        if verdict is None:
+            envelope = Envelope(sender=sender, recipients=mail.recipients, origin=_NOWHERE)
+            verdict = planner.plan(submitter, envelope, sender, mail.size)
+        if not isinstance(verdict, Refusal):
+            return None
+        reply = f"{verdict.code} {verdict.enhanced} {verdict.text}"
+        return {"reply": reply, "why": verdict.log_reason, "do": verdict.do}
 
     # ---- changing
 

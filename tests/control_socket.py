@@ -1,6 +1,7 @@
 """A control.sock that answers as it is told: for tests of the command line.
 
-Each request is kept in `requests`; `answers` maps a command to its replies, in order. The
+Each request is kept in `requests`; `answers` maps a command to its replies, in order, `turns` to
+those of the first time, of the second, and so on. The
 command "smtp" is then talked to by `smtp`, a function on the connected socket.
 """
 
@@ -23,6 +24,7 @@ class ControlSocket:
     def __init__(self, folder: Path) -> None:
         self.requests: list[Frame] = []
         self.answers: dict[str, Sequence[Frame]] = {}
+        self.turns: dict[str, list[Sequence[Frame]]] = {}
         self.smtp: Callable[[socket.socket], None] = lambda _: None
         self.config = folder / "relayd.toml"
         self.config.write_text(
@@ -55,6 +57,8 @@ class ControlSocket:
         for request in Decoder().feed(sock.recv(65536)):
             self.requests.append(request)
             command = str(request["command"])
+            if self.turns.get(command):
+                self.answers[command] = self.turns[command].pop(0)
             for reply in self.answers.get(command, (refused("not foreseen by the test"),)):
                 sock.sendall(encode(reply))
             if command == "smtp" and "smtp" in self.answers:

@@ -240,7 +240,8 @@ def show_off(config: Path, facts: dict[str, Any], listen: str, port: int, *, sta
             say("For devices: make run LISTEN=0.0.0.0 NETWORK=192.168.1.0/24 (your LAN)")
         else:
             say(f"Point a device at this machine, port {port}; mail for anybody is taken.")
-        say(f"The inbox page: {facts['inbox']}   This relay: relayd status --config {config}")
+        say(f"The inbox page: {facts['inbox']}   This relay:")
+        say(f"  .venv/bin/relayd --config {config} status")
         say(f"What Prometheus reads: http://127.0.0.1:{facts['admin']}/metrics")
         with contextlib.suppress(KeyboardInterrupt):
             say("Ctrl-C stops it.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
@@ -25,6 +26,7 @@ from relayd.master.frames import Frame, Json
 ANSWER_WITHIN_S: Final = 10.0
 RELOAD_WITHIN_S: Final = 600.0
 STOP_WITHIN_S: Final = 900.0
+_INSTANCE: Final = re.compile(r"/etc/relayd/([^/]+)/relayd\.toml")
 
 
 def ask(
@@ -56,7 +58,7 @@ def ask_each(
             result = reply.get("result")
             yield result if isinstance(result, Mapping) else {}
     except NotRunning as error:
-        raise SystemExit(not_running(error)) from error
+        raise SystemExit(not_running(error, options.config)) from error
 
 
 def control_path(config: str) -> str:
@@ -110,7 +112,7 @@ def _reply(options: argparse.Namespace, request: Frame, timeout_s: float) -> dic
     try:
         return client.ask(control_path(options.config), request, timeout_s=timeout_s)
     except NotRunning as error:
-        raise SystemExit(not_running(error)) from error
+        raise SystemExit(not_running(error, options.config)) from error
 
 
 def _refusal(reply: Mapping[str, Json]) -> int:
@@ -121,18 +123,35 @@ def _refusal(reply: Mapping[str, Json]) -> int:
     return _exit_code(reply)
 
 
-def not_running(error: NotRunning) -> int:
+def unit_of(config: str) -> str:
+    """Return the unit that a configuration belongs to by its place, as packaged; "" for none."""
+    path = os.path.abspath(config)
+    if path == "/etc/relayd/relayd.toml":
+        return "relayd.service"
+    instance = _INSTANCE.fullmatch(path)
+    return f"relayd@{instance[1]}.service" if instance else ""
+
+
+def start_command(config: str) -> str:
+    """Return what starts the relay of a configuration: its unit, or itself."""
+    unit = unit_of(config).removesuffix(".service")
+    return f"systemctl start {unit}" if unit else f"{command_line.itself(config)} run"
+
+
+def not_running(error: NotRunning, config: str) -> int:
     """Say that nobody answers, how to start it, and where its last words are."""
     if not error.permitted:
         terminal.complain(
             f"{error}: only root, the relay's own user and group relayd-admin may ask"
         )
         return command_line.UNAVAILABLE
+    unit, itself = unit_of(config).removesuffix(".service"), command_line.itself(config)
+    why = f"journalctl -u {unit} -n 30" if unit else "what it wrote where it was started"
     terminal.complain(f"relayd is not running ({error})")
     print(
-        "  start it:            systemctl start relayd\n"
-        "  why it stopped:      journalctl -u relayd -n 30\n"
-        "  is its configuration right?  relayd check",
+        f"  start it:            {start_command(config)}\n"
+        f"  why it stopped:      {why}\n"
+        f"  is its configuration right?  {itself} check",
         file=sys.stderr,
     )
     return command_line.UNAVAILABLE

@@ -157,7 +157,8 @@ def add(options: argparse.Namespace) -> int:
         if warning not in known:
             print(f"{terminal.paint('warning', 'yellow')}  {terminal.safe(warning)}")
     print("\n".join(_typing_lines(settings, options.from_)))
-    print(f"then try it: relayd send --device {options.name} --to ADDRESS --wait")
+    itself = command_line.itself(options.config)
+    print(f"then try it: {itself} send --device {options.name} --to ADDRESS --wait")
     return command_line.OK
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 from urllib.parse import quote
 
+from relayd.check import relay_user
 from relayd.cli import daemon, terminal
 from relayd.cli import main as command_line
 from relayd.config.model import Server, Upstream
@@ -36,8 +37,6 @@ from relayd.spool.transaction import read_holds
 from relayd.spool.turnstile import Turnstile
 from relayd.wayout import stamp
 
-SERVICE_USER: Final = "relayd"
-INSTALLED: Final = os.path.dirname(command_line.DEFAULT_CONFIG)
 _QUICK_S: Final = 5.0
 _TOKEN_S: Final = 40.0
 _SPOOL_S: Final = 3.0
@@ -48,6 +47,8 @@ _MARKS: Final[Mapping[State, tuple[str, str]]] = {
     State.SKIPPED: ("not tried", "grey"),
 }
 _INDENT: Final = " " * 27
+_STOPPED: Final = "relayd does not run"
+_FIRST: Final = (State.PROBLEM, State.WARNING)
 _EPILOG: Final = """\
 examples:
   sudo relayd doctor
@@ -73,7 +74,8 @@ def doctor(options: argparse.Namespace) -> int:
     path = daemon.control_path(options.config)
     as_service = become_service(options.config)
     seen = look(options.config)
-    relay = running_relay(path, spool_path(seen.config.spool.url))
+    start = daemon.start_command(options.config)
+    relay = running_relay(path, spool_path(seen.config.spool.url), start)
     upstreams = _meant(options, seen, relay)
     if isinstance(upstreams, int):
         return upstreams
@@ -90,7 +92,7 @@ def doctor(options: argparse.Namespace) -> int:
         is_well = is_well and not any(step.state is State.PROBLEM for step in steps)
         told.append({"upstream": upstream.name, "state": worst(steps), "steps": shown(steps)})
         if not options.json:
-            print(verdict(steps))
+            print("\n".join([verdict(steps), *to_do(steps)]))
     if options.json:
         terminal.print_json(told)
     return command_line.OK if is_well else command_line.FAILED
@@ -140,31 +142,9 @@ def become_service(config: str) -> bool:
 
 
 def service_user(config: str) -> pwd.struct_passwd | None:
-    """Return whom the relay runs as; None: root, or nobody in particular.
-
-    The owner of state_dir, where it is somebody's; else "relayd", for an installed relay.
-    """
+    """Return whom the relay runs as; None: root, or nobody in particular; see check.relay_user."""
     state_dir, _ = daemon.setting_of(config, "server", "state_dir", Server().state_dir)
-    try:
-        owner = os.stat(state_dir)
-    except OSError:
-        owner = None
-    is_installed = os.path.abspath(config).startswith(f"{INSTALLED}/")
-    if owner is not None and owner.st_uid:
-        return _by_number(owner)
-    try:
-        return pwd.getpwnam(SERVICE_USER) if is_installed else None
-    except KeyError:
-        return None
-
-
-def _by_number(owner: os.stat_result) -> pwd.struct_passwd:
-    uid, gid = owner.st_uid, owner.st_gid
-    try:
-        return pwd.getpwuid(uid)
-    except KeyError:
-        # SECURITY: of a container, which nobody named; that is no reason to stay root.
-        return pwd.struct_passwd((str(uid), "x", uid, gid, "", "/", ""))
+    return relay_user(config, state_dir)
 
 
 # ---- the running relay
@@ -234,8 +214,8 @@ class RunningRelay:
 class Stopped(Away):
     """A relay that does not run; what it held mail back for is still in its spool."""
 
-    def __init__(self, why: str, spool: str) -> None:
-        super().__init__(why, "systemctl start relayd")
+    def __init__(self, why: str, spool: str, start: str) -> None:
+        super().__init__(why, start)
         self._spool = spool
 
     def holds(self, name: str) -> Sequence[Row]:
@@ -285,14 +265,17 @@ def _holds_in(path: str) -> Sequence[Hold]:
         return read_holds(connection)
 
 
-def running_relay(path: str, spool: str) -> Relay:
-    """Return the relay that runs, or why nobody answers. spool: its database's path."""
+def running_relay(path: str, spool: str, start: str) -> Relay:
+    """Return the relay that runs, or why nobody answers.
+
+    spool: its database's path; start: the command that starts it.
+    """
     try:
         reply = client.ask(path, {"command": "status"}, timeout_s=_QUICK_S)
     except NotRunning as error:
         if not error.permitted:
             return Away("the running relay answers root, its own user and group relayd-admin only")
-        return Stopped(f"relayd does not run ({error})", spool)
+        return Stopped(f"{_STOPPED} ({error})", spool, start)
     result = reply.get("result")
     if reply.get("ok") is not True or not isinstance(result, Mapping):
         return Away(f"the running relay does not answer: {reply.get('error')}", "relayd status")
@@ -303,14 +286,30 @@ def running_relay(path: str, spool: str) -> Relay:
 
 
 def lines(step: Step) -> Iterator[str]:
-    """Yield the lines of one step."""
+    """Yield what was found in one step; what mends it stands at the end, see `to_do`."""
     mark, colour = _MARKS[step.state]
     head = f"  {step.name:14} {terminal.paint(f'{mark:9}', colour)} {terminal.safe(step.text)}"
     yield head.rstrip()
-    if step.do:
-        yield f"{_INDENT}{terminal.paint('do:', 'bold')} {terminal.safe(step.do)}"
-    for command in step.commands:
-        yield f"{_INDENT}  {terminal.safe(command)}"
+    if step.do and step.state is State.SKIPPED:  # how to see it, nothing to mend
+        yield f"{_INDENT}{terminal.safe(step.do)}"
+
+
+def to_do(steps: Sequence[Step]) -> Iterator[str]:
+    """Yield what mends it, what keeps mail from leaving first: problems, then warnings."""
+    wanted = [step for state in _FIRST for step in steps if step.state is state]
+    wanted = [step for step in wanted if step.do or step.commands]
+    told: dict[str, int] = {}
+    for number, step in enumerate(wanted, 1):
+        head = f"{number}. {step.name}:" if len(wanted) > 1 else "do:"
+        yield ""
+        yield f"  {terminal.paint(head, 'bold')} {terminal.safe(step.do)}".rstrip()
+        earlier = {told.get(command, 0) for command in step.commands}
+        if len(step.commands) > 1 and 0 not in earlier:
+            yield f"       by the commands of {', '.join(map(str, sorted(earlier)))}"
+            continue
+        yield from (f"       {terminal.safe(command)}" for command in step.commands)
+        for command in step.commands:
+            told.setdefault(command, number)
 
 
 def verdict(steps: Sequence[Step]) -> str:
@@ -321,6 +320,9 @@ def verdict(steps: Sequence[Step]) -> str:
     unseen = [step.name for step in steps if step.state is State.SKIPPED and "sudo" in step.do]
     if unseen:
         return f"  Nothing wrong was found; only root can look at: {', '.join(unseen)}."
+    stopped = [step.do for step in steps if step.text.startswith(_STOPPED)]
+    if stopped:
+        return f"  The way out is open, but relayd does not run. Start it: {stopped[0]}"
     wary = [step.name for step in steps if step.state is State.WARNING]
     but = f", but see the warning at: {', '.join(wary)}" if wary else ""
     return f"  The way out is open{but}. A real mail: relayd send --to ADDR --wait"

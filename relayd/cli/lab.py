@@ -9,14 +9,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import errno
 import json
 import os
+import shlex
 import signal
 from typing import Final
 
 from relayd.cli.terminal import complain, safe, size
 from relayd.config.model import Log
 from relayd.errors import ListenError
+from relayd.master.holder import holder_of
 from relayd.observe import log
 from relayd.sandbox.knobs import Knobs
 from relayd.sandbox.lab import Watcher
@@ -36,12 +39,22 @@ def run(options: argparse.Namespace) -> int:
     try:
         return asyncio.run(_serve(_chosen(options), options))
     except OSError as error:
-        raise ListenError(f"the sandbox cannot start: {error}") from error
+        raise ListenError(f"the sandbox cannot start: {_why(error, options)}") from error
     except ValueError as error:
         complain(str(error))
         return _USAGE
     finally:
         journal.close()
+
+
+def _why(error: OSError, options: argparse.Namespace) -> str:
+    """Return what is in the way, with the command that frees a port."""
+    if error.errno != errno.EADDRINUSE:
+        return str(error)
+    for option, (host, port) in (("--listen", options.listen), ("--inbox", options.inbox)):
+        if port and (holder := holder_of(host, port)) is not None:
+            return f"{host}:{port} is {holder.advice()}; or another port: {option} {host}:PORT"
+    return "a port is in use; choose others with --listen and --inbox"
 
 
 def _chosen(options: argparse.Namespace) -> Options:
@@ -98,6 +111,8 @@ def _welcome(place: Place) -> str:
     return (
         "# Put this into relayd.toml:\n\n"
         f"{snippet(place)}\n"
+        "# Or have it written; type the client_secret above when it asks:\n\n"
+        f"relayd setup {_options(place)}\n\n"
         f"Inbox page:   {place.inbox_url}\n"
         f"Control API:  {place.base}/_sandbox/  with  "
         f"Authorization: Bearer {place.control_key}\n"
@@ -124,6 +139,13 @@ def snippet(place: Place) -> str:
         "mailbox": place.mailboxes[0],
     }
     return f"[cloud.lab]\n{_settings(cloud)}\n[upstream.lab]\n{_settings(upstream)}"
+
+
+def _options(place: Place) -> str:
+    """Return the options of `relayd setup` that lead here."""
+    who = f"--tenant {place.tenant} --client-id {place.client_id} --mailbox {place.mailboxes[0]}"
+    where = f"--authority {place.base} --graph {place.base}/v1.0"
+    return f"{who} \\\n    {where} --ca-file {shlex.quote(place.ca_file)}"
 
 
 def _settings(values: dict[str, str]) -> str:

@@ -95,7 +95,11 @@ def add(options: argparse.Namespace, config: Config, file: UsersFile) -> int:
     if not is_added:
         terminal.complain(f"user {user.name} was added meanwhile by somebody else")
         return command_line.FAILED
-    return _told(options, password, "added")
+    code = _told(options, password, "added")
+    if not options.json:
+        itself = command_line.itself(options.config)
+        print(f"then try it: {itself} send --device {user.name} --to ADDRESS --wait")
+    return code
 
 
 def _problem(config: Config, options: argparse.Namespace) -> str:

@@ -16,8 +16,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import itertools
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, NoReturn
@@ -106,6 +108,13 @@ COMMANDS: Final = (
     ),
 )
 
+
+def itself(config: str) -> str:
+    """Return how to call this program on the same configuration again, for words to people."""
+    is_found = config in {DEFAULT_CONFIG, os.environ.get("RELAYD_CONFIG")}
+    return "relayd" if is_found else f"relayd --config {shlex.quote(config)}"
+
+
 _COLUMN: Final = 2 + max(len(command.name) for command in COMMANDS)
 _HELP: Final = """\
 usage: relayd [--config FILE] [--json] COMMAND ...
@@ -134,8 +143,9 @@ class _Program(argparse.ArgumentParser):
 
             near = difflib.get_close_matches(found[1], [one.name for one in COMMANDS], 1)
             message = f"no command {found[1]!r}" + (f"; {near[0]!r}?" if near else "")
+            message += _swallowed(sys.argv)
         elif message.endswith("COMMAND"):
-            message = "which command?"
+            message = f"which command?{_swallowed(sys.argv)}"
         self.exit(2, f"relayd: {message}\n`relayd --help` lists the commands\n")
 
     def format_help(self) -> str:
@@ -145,6 +155,26 @@ class _Program(argparse.ArgumentParser):
             rows = [f"  {one.name:{_COLUMN}}{one.help}" for one in COMMANDS if one.group == group]
             lines += [f"{group}:", *rows]
         return _HELP.format(commands="\n".join(lines), config=DEFAULT_CONFIG)
+
+
+class _Sub(argparse.ArgumentParser):
+    """One command."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what was wrong; which actions there are, where one is missing. Exits with 2."""
+        if message.endswith("required: ACTION"):
+            self.print_help(sys.stderr)
+            self.exit(2)
+        super().error(message)
+
+
+def _swallowed(arguments: Sequence[str]) -> str:
+    """Return a remark where --config took the command for its FILE, as with an empty $FILE."""
+    names = {command.name for command in COMMANDS}
+    for option, value in itertools.pairwise(arguments):
+        if option == "--config" and value in names:
+            return f"; --config took {value!r} for its FILE"
+    return ""
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -160,7 +190,7 @@ def parser_for(wanted: str) -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="FILE")
     parser.add_argument("--json", action="store_true")
     commands = parser.add_subparsers(
-        metavar="COMMAND", dest="command", required=True, parser_class=argparse.ArgumentParser
+        metavar="COMMAND", dest="command", required=True, parser_class=_Sub
     )
     for command in COMMANDS:
         sub = commands.add_parser(

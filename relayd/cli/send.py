@@ -1,8 +1,9 @@
 """`relayd send`: a test mail in through the running relay, followed to its end.
 
 The relay's control socket becomes an SMTP session that speaks as a [[device]] or [[user]]: the
-same desk, the same rules, the same spool and way out as for the device itself. Nothing of the
-configuration is read here: members of relayd-admin need not be able to.
+same desk, the same rules, the same spool and way out as for the device itself. Which one, if none
+is named, is asked of the relay: the first that may send this mail. Nothing of the configuration is
+read here: members of relayd-admin need not be able to.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import smtplib
 import socket
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from email.message import EmailMessage
 from typing import Final, NamedTuple
 
 from relayd.cli import daemon, terminal
 from relayd.cli import main as command_line
+from relayd.cli.answers import mapping_of, rows_of, text_of
 from relayd.cli.daemon import ask, ask_each
 from relayd.cli.explain import smtp_meanings
+from relayd.master import client
 from relayd.master.client import NotRunning
 from relayd.master.frames import VERSION, Decoder, Frame, Garbage, Json, encode
 
@@ -31,6 +34,7 @@ _WITHIN_S: Final = 60.0
 _FOLLOW_S: Final = 60.0
 _LOOK_S: Final = 0.25
 _WRONG_USAGE: Final = 2
+_MOST_NAMES: Final = 5
 _EPILOG: Final = """\
 examples:
   relayd send --to admin@contoso.com --wait
@@ -52,7 +56,7 @@ def add_send(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="",
         metavar="NAME",
-        help="[[device]] or [[user]] to send as; default: the first",
+        help="[[device]] or [[user]] to send as; default: the first that may send this",
     )
     parser.add_argument(
         "--subject", default="Test mail from relayd", metavar="TEXT", help="subject of the mail"
@@ -79,19 +83,22 @@ def send(options: argparse.Namespace) -> int:
     except OSError as error:
         terminal.complain(f"cannot attach {error.filename}: {error.strerror}")
         return command_line.FAILED
-    device = options.device or _first_submitter(options)
+    mail = _described(options, len(octets))
+    device = options.device or _chosen(options, mail)
+    if not device:
+        return command_line.FAILED
     try:
         queue_id = _submit(options, device, octets)
     except smtplib.SMTPResponseException as error:
-        return _refused(options, device, error)
+        return _refused(options, device, error, mail)
     except (smtplib.SMTPException, OSError) as error:
         terminal.complain(f"the relay broke the session off ({error}); it may be restarting")
         return command_line.TEMPORARY
     if not options.wait:
-        return _say(options, queue_id, _Standing("queued", "", "", command_line.OK))
+        return _say(options, queue_id, device, _Standing("queued", "", "", command_line.OK))
     if sys.stderr.isatty():
         print(f"{queue_id}: queued; waiting for Microsoft", file=sys.stderr)
-    return _follow(options, queue_id)
+    return _follow(options, queue_id, device)
 
 
 def _problem(options: argparse.Namespace) -> str:
@@ -103,17 +110,82 @@ def _problem(options: argparse.Namespace) -> str:
     return ""
 
 
-def _first_submitter(options: argparse.Namespace) -> str:
-    for page in ask_each(options, {"command": "devices"}):
-        rows = page.get("devices")
-        for row in rows if isinstance(rows, list) else []:
-            if isinstance(row, Mapping):
-                return str(row.get("name"))
-    terminal.complain(
-        "no [[device]] and no [[user]] is configured: nobody may send;"
-        " next step: relayd setup, or relayd device add"
-    )
-    raise SystemExit(command_line.FAILED)
+# ---- as whom
+
+
+def _described(options: argparse.Namespace, size: int) -> Frame:
+    """Return the question who may send this mail."""
+    return {"command": "devices", "to": options.to, "from": options.from_, "size": size}
+
+
+def _submitters(options: argparse.Namespace, mail: Frame) -> list[Frame]:
+    """Return who there is; "refusal" says why the relay would not take this mail from one."""
+    return [row for page in ask_each(options, mail) for row in rows_of(page.get("devices"))]
+
+
+def _chosen(options: argparse.Namespace, mail: Frame) -> str:
+    """Return the first that may send it, and say so; "" where nobody may, which is told too."""
+    there = _submitters(options, mail)
+    if not there:
+        terminal.complain(
+            "no [[device]] and no [[user]] is configured: nobody may send;"
+            " next step: relayd setup, or relayd device add"
+        )
+        raise SystemExit(command_line.FAILED)
+    # A relay of an older version tells no refusal: then the first is tried.
+    may = [text_of(row.get("name")) for row in there if not row.get("refusal")]
+    if not may:
+        _say_nobody(options, there)
+        return ""
+    if not options.json:
+        kind = next(text_of(row.get("kind")) for row in there if row.get("name") == may[0])
+        terminal.complain(f"speaking as [[{kind}]] {may[0]}{_others(may[1:], len(there))}")
+    return may[0]
+
+
+def _others(may: Sequence[str], count: int) -> str:
+    """Return who else could be named, as the end of a sentence."""
+    if may:
+        more = f" and {len(may) - _MOST_NAMES} more" if len(may) > _MOST_NAMES else ""
+        return f"; as another: --device NAME ({', '.join(may[:_MOST_NAMES])}{more})"
+    return f", the only one of {count} that may send this" if count > 1 else ""
+
+
+def _say_nobody(options: argparse.Namespace, there: Sequence[Frame]) -> None:
+    """Say why not, as of the first one; the others are named."""
+    name, refusal = text_of(there[0].get("name")), mapping_of(there[0].get("refusal"))
+    reply = text_of(refusal.get("reply"))
+    if options.json:
+        _say(options, "", name, _refusal_standing(reply, refusal))
+        return
+    others = f" (nor {_others_named(there[1:])})" if there[1:] else ""
+    terminal.complain(f"{name} may not send this{others}: {reply}")
+    _explain(refusal)
+
+
+def _others_named(rows: Sequence[Frame]) -> str:
+    names = [text_of(row.get("name")) for row in rows]
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
+
+
+def _explain(refusal: Frame) -> None:
+    """Say which rule decided and the setting that would let it in, as explain-access does."""
+    print(f"  {terminal.safe(text_of(refusal.get('why')))}", file=sys.stderr)
+    if refusal.get("do"):
+        print(f"  do: {terminal.safe(text_of(refusal.get('do')))}", file=sys.stderr)
+
+
+def _refusal_of(options: argparse.Namespace, device: str, mail: Frame) -> Frame:
+    """Return why the relay does not take this mail from `device`; empty where it says nothing."""
+    path, within_s = daemon.control_path(options.config), daemon.ANSWER_WITHIN_S
+    try:
+        replies = [*client.stream(path, mail, timeout_s=within_s, is_each=True)]
+    except NotRunning:  # it may be stopping, which the reply said already
+        return {}
+    pages = (mapping_of(one.get("result")) for one in replies)
+    rows = (row for page in pages for row in rows_of(page.get("devices")))
+    return next((mapping_of(row.get("refusal")) for row in rows if row.get("name") == device), {})
 
 
 def build(options: argparse.Namespace) -> EmailMessage:
@@ -139,11 +211,13 @@ def build(options: argparse.Namespace) -> EmailMessage:
 def _submit(options: argparse.Namespace, device: str, octets: bytes) -> str:
     """Hand it in; returns the queue id. raises: SMTPResponseException - refused."""
     # No QUIT: its answer changes nothing any more, and is 421 if the relay is leaving by then.
-    with contextlib.closing(_smtp(options, device)) as client:
-        _expect(250, *client.mail(options.from_))
+    with contextlib.closing(_smtp(options, device)) as smtp:
+        if options.device and not options.json:
+            terminal.complain(f"speaking as {device}")
+        _expect(250, *smtp.mail(options.from_))
         for address in options.to:
-            _expect(250, *client.rcpt(address))
-        _, text = _expect(250, *client.data(octets))
+            _expect(250, *smtp.rcpt(address))
+        _, text = _expect(250, *smtp.data(octets))
         return text.decode("ascii", "replace").rpartition(" ")[2]
 
 
@@ -166,22 +240,22 @@ def _smtp(options: argparse.Namespace, device: str) -> smtplib.SMTP:
         sock.close()
         is_allowed = not isinstance(error, PermissionError)
         away = NotRunning(f"{path}: {error}", permitted=is_allowed)
-        raise SystemExit(daemon.not_running(away)) from error
+        raise SystemExit(daemon.not_running(away, options.config)) from error
     if reply.get("ok") is not True:
         sock.close()
         terminal.complain(str(reply.get("error")))
         code = reply.get("exit")
         raise SystemExit(code if isinstance(code, int) else command_line.FAILED)
-    client = smtplib.SMTP(local_hostname="relayd.send")
-    client.sock = sock
-    client.file = None
+    smtp = smtplib.SMTP(local_hostname="relayd.send")
+    smtp.sock = sock
+    smtp.file = None
     try:
-        _expect(220, *client.getreply())
-        client.ehlo()
+        _expect(220, *smtp.getreply())
+        smtp.ehlo()
     except BaseException:
-        client.close()
+        smtp.close()
         raise
-    return client
+    return smtp
 
 
 def _reply(sock: socket.socket) -> Frame:
@@ -196,16 +270,29 @@ def _reply(sock: socket.socket) -> Frame:
             return frames[0]
 
 
-def _refused(options: argparse.Namespace, device: str, error: smtplib.SMTPResponseException) -> int:
+def _refused(
+    options: argparse.Namespace, device: str, error: smtplib.SMTPResponseException, mail: Frame
+) -> int:
     text = error.smtp_error
     words = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
     reply = f"{error.smtp_code} {words}"
+    # A session knows more than the rules (a relay that stops); where they agree, they say why.
+    refusal = _refusal_of(options, device, mail)
+    if refusal.get("reply") != reply:
+        refusal = {}
     if options.json:
-        return _say(options, "", _Standing("refused", reply, "", command_line.FAILED))
+        return _say(options, "", device, _refusal_standing(reply, refusal))
     terminal.complain(f"refused as {device}: {reply}")
+    if refusal:
+        _explain(refusal)
+        return command_line.FAILED
     for _, meaning, action in smtp_meanings(f"{error.smtp_code} {words.partition(' ')[0]}"):
         print(f"  {meaning}\n  do: {action}", file=sys.stderr)
     return command_line.FAILED
+
+
+def _refusal_standing(reply: str, refusal: Frame) -> _Standing:
+    return _Standing("refused", reply, text_of(refusal.get("do")), command_line.FAILED)
 
 
 # ---- out
@@ -220,14 +307,14 @@ class _Standing(NamedTuple):
     code: int
 
 
-def _follow(options: argparse.Namespace, queue_id: str) -> int:
+def _follow(options: argparse.Namespace, queue_id: str, device: str) -> int:
     deadline = time.monotonic() + _FOLLOW_S
     while True:
         standing = _standing(ask(options, {"command": "queue.show", "id": queue_id}))
         if not standing.state and time.monotonic() >= deadline:
             standing = standing._replace(state="queued")
         if standing.state:
-            return _say(options, queue_id, standing)
+            return _say(options, queue_id, device, standing)
         time.sleep(_LOOK_S)
 
 
@@ -254,10 +341,12 @@ def _joined(words: Iterable[Json]) -> str:
     return " ".join(dict.fromkeys(str(word) for word in words if word))
 
 
-def _say(options: argparse.Namespace, queue_id: str, standing: _Standing) -> int:
+def _say(options: argparse.Namespace, queue_id: str, device: str, standing: _Standing) -> int:
     state, why, do, code = standing
     if options.json:
-        terminal.print_json({"id": queue_id, "state": state, "why": why, "do": do})
+        terminal.print_json(
+            {"id": queue_id, "device": device, "state": state, "why": why, "do": do}
+        )
         return code
     print(f"{queue_id}: {state}" + (f" - {terminal.safe(why)}" if why else ""))
     if do:

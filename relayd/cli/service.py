@@ -1,29 +1,19 @@
 """The systemd unit that runs a configuration: whether there is one, starting it.
 
-A configuration belongs to a unit by its place, as the package has it: /etc/relayd/relayd.toml to
-relayd.service, /etc/relayd/NAME/relayd.toml to relayd@NAME.service. Any other is nobody's.
+Which one a configuration belongs to, `daemon.unit_of` says.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from typing import Final
 
-_INSTANCE: Final = re.compile(r"/etc/relayd/([^/]+)/relayd\.toml")
+from relayd.cli.daemon import unit_of
+
 _BOOTED: Final = "/run/systemd/system"
 _WITHIN_S: Final = 400.0
 """Longer than the unit's TimeoutStartSec, so that systemd's answer comes first."""
-
-
-def unit_of(config: str) -> str:
-    """Return the unit that a configuration belongs to; "" for none."""
-    path = os.path.abspath(config)
-    if path == "/etc/relayd/relayd.toml":
-        return "relayd.service"
-    instance = _INSTANCE.fullmatch(path)
-    return f"relayd@{instance[1]}.service" if instance else ""
 
 
 class Service:

@@ -1,8 +1,9 @@
 """`relayd setup`: the first run, by questions on a terminal or by options, and again any time.
 
-Looks at what is there, asks for what is missing, says what to do in Entra and Exchange Online
-with the real names in it, writes the configuration (checked first, all of it or nothing), has
-the relay take it over or starts it, looks at the way out, and sends a test mail if wanted.
+Looks at what is there, asks for what is missing (relayd.cli.interview), says what to do in Entra
+and Exchange Online with the real names in it, writes the configuration (checked first, all of it
+or nothing), has the relay take it over or starts it, looks at the way out, and sends a test mail
+if wanted. What the check or the relay refuses is asked again, the other answers stay.
 
 Nothing asks when there is no terminal, or with --no-input: then what is missing is listed, and
 the same options again change nothing. What is not said stays as it is.
@@ -18,23 +19,21 @@ import contextlib
 import difflib
 import io
 import json
-import re
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from relayd.cli import main as command_line
 from relayd.cli import setupask, setupplan, setupsteps, terminal
-from relayd.cli.setupask import Given, GivenUp, Wrong
+from relayd.cli.interview import CannotGoOn, Interview
+from relayd.cli.setupask import GivenUp
 from relayd.cli.setupplan import Answers, Draft, Site
 from relayd.cli.tomledit import CannotEdit
 from relayd.doctor.advice import Names
-from relayd.errors import RelaydError
 
-_WRONG_USAGE: Final = 2
 _INTERRUPTED: Final = 130
-_MOST_OCTETS: Final = 65_536
 _DOCTOR_WITHIN_S: Final = 180.0
 _UNAVAILABLE: Final = command_line.UNAVAILABLE
 _RUNS: Final = frozenset({"reloaded", "restarted", "started"})
@@ -43,11 +42,10 @@ _NOT_YET: Final = (
     "it is. A new permission takes up to two hours; do not try again before. Then: relayd doctor",
 )
 _NEXT: Final = """
-next:  relayd status
-       relayd send --to you@example.com --wait
-       relayd device add 192.168.10.5 --name ups     a device with settings of its own
-       relayd user add printer1 --generate           one that logs in"""
-_LAB: Final = "lab"
+next:  {itself} status
+       {itself} send --to {to} --wait
+       {itself} device add 192.168.10.5 --name ups     a device with settings of its own
+       {itself} user add printer1 --generate           one that logs in"""
 
 _EPILOG: Final = """\
 examples:
@@ -114,11 +112,13 @@ def setup(options: argparse.Namespace) -> int:
         return _INTERRUPTED
     except GivenUp as error:
         terminal.complain(f"{error}; {run.standing()}")
+        run.say_again()
     except CannotGoOn as error:
         terminal.complain(f"{error.texts[0]}")
         for text in error.texts[1:]:
             print(f"  {terminal.safe(text)}", file=sys.stderr)
         terminal.complain(run.standing())
+        run.say_again()
         return error.exit_code
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -127,13 +127,8 @@ def setup(options: argparse.Namespace) -> int:
     return command_line.FAILED
 
 
-class CannotGoOn(RelaydError):
-    """Setup ends here, with words."""
-
-    def __init__(self, *texts: str, code: int = command_line.FAILED) -> None:
-        super().__init__("; ".join(texts))
-        self.texts = texts
-        self.exit_code = code
+class Refused(CannotGoOn):
+    """What was answered cannot be had, and nothing of it is written: another answer may do."""
 
 
 class Run:
@@ -144,9 +139,8 @@ class Run:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.is_asking = sys.stdin.isatty() and not (
-            options.no_input or options.json or options.secret_stdin
-        )
+        self.is_asking = False
+        self.interview: Interview | None = None
         self.is_written = False
         self.is_new = False
         self.told: dict[str, object] = {
@@ -158,166 +152,58 @@ class Run:
         """Return what became of the configuration so far."""
         return "the configuration is written" if self.is_written else "nothing was changed"
 
+    def say_again(self) -> None:
+        """Say how to give the same answers without typing them, where they were for nothing."""
+        again = self.interview.again() if self.interview is not None and not self.is_written else ""
+        if again:
+            print(f"  with the same answers: {again}", file=sys.stderr)
+
     def all(self) -> int:
         """Go from the first question to the test mail; returns the exit code."""
         site = setupplan.look(self.options.config)
-        answers = self._answers(site)
-        try:
-            drafts = setupplan.plan(site, answers)
-        except CannotEdit as error:
-            raise CannotGoOn(str(error)) from error
+        interview = self.interview = Interview(site, self.options, self._say)
+        self.is_asking, self.is_new = interview.is_asking, interview.is_new
+        if self.is_asking:
+            _look_before(site, interview)
+        answers, drafts = self._agree(site, interview)
         if not drafts:
             self._say(f"unchanged: {site.config} says all of this already")
-        else:
-            self._write(site, answers, drafts)
-            if self.told["running"] in _RUNS:
-                self._look_at_the_way_out(answers.name)
+        elif self.told["running"] in _RUNS:
+            self._look_at_the_way_out(answers.name)
         code = self._test_mail(answers)
         if self.options.json:
             terminal.print_json(self.told)
         elif drafts and code == command_line.OK:
-            print(_NEXT)
+            domain = answers.mailbox.rpartition("@")[2] or "contoso.com"
+            itself = command_line.itself(self.options.config)
+            print(_NEXT.format(itself=itself, to=f"you@{domain}"))
         return code
+
+    def _agree(self, site: Site, interview: Interview) -> tuple[Answers, Sequence[Draft]]:
+        """Ask, check and write; what is refused is asked again, the other answers stay."""
+        while True:
+            answers = interview.answers()
+            try:
+                drafts = setupplan.plan(site, answers)
+                if drafts:
+                    self._write(site, answers, drafts)
+            except CannotEdit as error:
+                raise CannotGoOn(str(error)) from error
+            except Refused as refused:
+                head, *problems = refused.texts
+                if not interview.reopen(problems):
+                    raise
+                self._say("", head, *(f"  {each}" for each in problems))
+                self._say("Nothing was changed; your other answers stay. Once more:", "")
+            else:
+                return answers, drafts
 
     def _say(self, *lines: str) -> None:
         if not self.options.json:
             for line in lines:
                 print(terminal.safe(line), flush=True)
 
-    # ---- asking
-
-    def _answers(self, site: Site) -> Answers:
-        """Return what is wanted, from options, from the terminal, and from what is there."""
-        given, name = self._given(site)
-        known = ("upstream", name)
-        self.is_new = not site.text(*known, "client_id")
-        if self.is_asking:
-            self._say(
-                f"This writes {site.config}. Enter takes what stands in [brackets];",
-                "Ctrl-C leaves everything as it was.", "", "1. Microsoft 365", "",
-            )  # fmt: skip
-        there = site.text(*known, "tenant")
-        tenant = self._one(given.tenant, "Tenant", setupask.tenant, there)
-        question, there = "Mailbox that sends everything", site.text(*known, "mailbox")
-        mailbox = self._one(given.mailbox, question, setupask.mailbox, there)
-        cloud = self._cloud(site, given, site.text(*known, "cloud") or "global")
-        name = name or name_for(tenant, mailbox)
-        self._explain_registration(tenant, cloud)
-        question, there = "Application (client) ID", site.text(*known, "client_id")
-        client_id = self._one(given.client_id, question, setupask.client_id, there)
-        self._explain_permission(given, client_id, mailbox, cloud)
-        secret = self._secret(site, name)
-        networks, listen = self._who(site, given)
-        return Answers(
-            name=name, tenant=tenant, client_id=client_id, mailbox=mailbox, cloud=cloud,
-            authority=given.authority, graph=given.graph, ca_file=given.ca_file,
-            networks=networks, listen=listen, secret=secret,
-        )  # fmt: skip
-
-    def _given(self, site: Site) -> tuple[Given, str]:
-        """Return the options, judged, and the upstream that is meant, "" for a new one."""
-        given = Given(self.options)
-        wrong = list(given.wrong)
-        names = site.names("upstream")
-        if not given.name and len(names) > 1:
-            wrong.append(f"--name: there are several upstreams, {', '.join(names)}; say which")
-        name = given.name or (names[0] if names else "")
-        if not self.is_asking:
-            wrong += [f"{each}: is missing" for each in self._missing(site, name)]
-        if wrong:
-            raise CannotGoOn(
-                "these options are missing or cannot be used:", *wrong, code=_WRONG_USAGE
-            )
-        return given, name
-
-    def _missing(self, site: Site, name: str) -> Iterator[str]:
-        options = self.options
-        for key in ("tenant", "client_id", "mailbox"):
-            if not getattr(options, key) and not site.text("upstream", name, key):
-                yield f"--{key.replace('_', '-')}"
-        is_given = options.secret_file or options.secret_stdin
-        if not is_given and not (name and site.has_secret(name)):
-            yield "--secret-file or --secret-stdin"
-        cloud = options.cloud or _LAB
-        if options.authority and not options.graph and not site.text("cloud", cloud, "graph"):
-            yield "--graph"
-
-    def _one(self, given: str, question: str, kind: Callable[[str], str], there: str) -> str:
-        """Return an option's value, or what is answered, or what is there."""
-        if given or not self.is_asking:
-            return given or there
-        # What stands there stays possible, also what setup itself would not write.
-        return setupask.ask(question, lambda text: text if text == there else kind(text), there)
-
-    def _cloud(self, site: Site, given: Given, there: str) -> str:
-        if given.cloud:
-            return given.cloud
-        if given.authority:
-            return there if there in site.names("cloud") else _LAB
-        if not self.is_asking:
-            return there
-        known = [*setupask.clouds(), *site.names("cloud")]
-
-        def one_of(text: str) -> str:
-            if text not in known:
-                raise Wrong(f"no cloud; choose {', '.join(known)}")
-            return text
-
-        return setupask.ask(f"Cloud ({', '.join(known)}; GCC is global)", one_of, there)
-
-    def _secret(self, site: Site, name: str) -> str | None:
-        """Return the client secret; None for the one that is there."""
-        options = self.options
-        if options.secret_stdin:
-            return _read_secret(sys.stdin.buffer.read(_MOST_OCTETS), "standard input")
-        if options.secret_file:
-            with open(options.secret_file, "rb") as file:
-                return _read_secret(file.read(_MOST_OCTETS), options.secret_file)
-        if not self.is_asking:
-            return None
-        has_one = site.has_secret(name)
-
-        def kind(text: str) -> str | None:
-            return None if not text and has_one else setupask.secret(text)
-
-        keep = "; Enter keeps the one there is" if has_one else ""
-        return setupask.ask_secret(f"Client secret, its Value{keep}", kind)
-
-    def _who(
-        self, site: Site, given: Given
-    ) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
-        """Return networks of devices, and addresses to listen on."""
-        networks, listen = given.networks, given.listen
-        if self.is_asking:
-            self._say("", "2. Devices", "")
-        if networks is None and self.is_asking and not site.rows("device"):
-            question = "Networks whose devices may send without a password, or none"
-            proposed = " ".join(setupask.own_networks()) or setupask.NONE
-            networks = setupask.ask(question, setupask.networks, proposed)
-        proposed_listen = setupplan.listen_for(site, networks or ())
-        if listen is None and self.is_asking and proposed_listen:
-            shown = " ".join(proposed_listen)
-            listen = setupask.ask("Listen on", setupask.addresses, shown)
-        return networks, listen or proposed_listen or None
-
     # ---- what is to be done at Microsoft
-
-    def _explain_registration(self, tenant: str, cloud: str) -> None:
-
-        if self.is_asking and self.is_new and setupsteps.is_microsoft(cloud):
-            self._say("", *setupsteps.registration(tenant, cloud), "")
-
-    def _explain_permission(self, given: Given, client_id: str, mailbox: str, cloud: str) -> None:
-
-        if not self.is_asking or not self.is_new or not setupsteps.is_microsoft(cloud):
-            return
-        object_id = given.object_id
-        if not object_id:
-            question = "Object ID of the enterprise application (Enter: fill it in yourself)"
-            object_id = setupask.ask(question, setupask.object_id)
-        names = Names(app_id=client_id, object_id=object_id, mailbox=mailbox)
-        lines = [*setupsteps.permission(names, cloud), "", *setupsteps.secret(names, cloud)]
-        self._say("", *lines, "")
 
     def _show_steps(self, answers: Answers) -> None:
         """Say all of it at once where nobody was asked."""
@@ -339,7 +225,7 @@ class Run:
 
         problems, warnings = setupplace.judged(site, drafts)
         if problems:
-            raise CannotGoOn("relayd check would refuse this:", *problems)
+            raise Refused("relayd check would refuse this:", *problems)
         self._show_steps(answers)
         for draft in drafts:
             self._say(f"{draft.path}:", *(f"  {line}" for line in changes_of(site, draft)), "")
@@ -361,7 +247,7 @@ class Run:
         if taken.state == "refused":
             placed.take_back()
             self.is_written = False
-            raise CannotGoOn("the running relay refused this:", *taken.texts)
+            raise Refused("the running relay refused this:", *taken.texts)
         if not taken.is_good:
             raise CannotGoOn("it is not in force yet:", *taken.texts, code=_UNAVAILABLE)
         self._say(*taken.texts)
@@ -417,11 +303,15 @@ class Run:
 # ---- small ones
 
 
-def name_for(tenant: str, mailbox: str) -> str:
-    """Return what to call an upstream: by its tenant's name, else by the mailbox's domain."""
-    is_named = "." in tenant
-    first = (tenant if is_named else mailbox.rpartition("@")[2]).partition(".")[0].lower()
-    return re.sub(r"[^a-z0-9_-]", "-", first) or "microsoft365"
+def _look_before(site: Site, interview: Interview) -> None:
+    """Raise CannotGoOn where something is wrong already that no answer mends."""
+    from relayd.cli import setupplace  # noqa: PLC0415  imports every room
+
+    is_there = os.path.lexists(site.config)
+    packaged = [] if is_there else [Draft(site.config, site.template.encode(), None)]
+    problems, _ = setupplace.judged(site, packaged)
+    if others := interview.others(problems):
+        raise CannotGoOn(f"{site.config} cannot be used, correct this first:", *others)
 
 
 def changes_of(site: Site, draft: Draft) -> list[str]:
@@ -435,13 +325,3 @@ def changes_of(site: Site, draft: Draft) -> list[str]:
     # SECURITY: no lines around them, which may hold a secret in clear.
     lines = list(difflib.unified_diff(old, new, lineterm="", n=0))[2:]
     return [line for line in lines if not line.startswith("@@")]
-
-
-def _read_secret(octets: bytes, source: str) -> str:
-    """Return the secret in a file or pipe; raises CannotGoOn, never with any of it."""
-    try:
-        return setupask.secret(octets.decode("utf-8").rstrip("\r\n"))
-    except UnicodeDecodeError:
-        raise CannotGoOn(f"{source}: no text", code=_WRONG_USAGE) from None
-    except Wrong as wrong:
-        raise CannotGoOn(f"{source}: {wrong}", code=_WRONG_USAGE) from None

@@ -213,8 +213,14 @@ def ask_secret(question: str, kind: Callable[[str], T]) -> T:
 
 
 def confirm(question: str) -> bool:
-    """Ask for yes or no; Enter is yes. raises: GivenUp."""
-    return _line(f"{question} [Y/n]: ").strip().lower() in {"", "y", "yes"}
+    """Ask for yes or no until it is one of them; Enter is yes. raises: GivenUp."""
+    return _until_right(_yes_or_no, lambda: _line(f"{question} [Y/n]: ").strip())
+
+
+def _yes_or_no(text: str) -> bool:
+    if text.lower() not in {"", "y", "yes", "n", "no"}:
+        raise Wrong("neither yes nor no; write y or n, or press Enter for y")
+    return text.lower() in {"", "y", "yes"}
 
 
 def _until_right(kind: Callable[[str], T], answer: Callable[[], str]) -> T:

@@ -3,6 +3,9 @@
     site = look("/etc/relayd/relayd.toml")
     drafts = plan(site, answers)        [] when everything stands as wanted
 
+What keeps a single answer from being planned is told beforehand: obstacle, secret_obstacle,
+address_clash, look_at.
+
 A value is changed where it stands, be that relayd.toml or a file of conf.d; a new one goes into
 relayd.toml. Only networks of devices have a file of their own, conf.d/zz-lan.toml: [[device]]s are
 matched in order, so a whole network must come after all single devices, and that name sorts last.
@@ -10,8 +13,10 @@ matched in order, so a whole network must come after all single devices, and tha
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
+import socket
 import stat
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +25,8 @@ from typing import Final
 
 from relayd.cli.devicefile import Network
 from relayd.cli.tomledit import CannotEdit, Change, changed, render, value_at
-from relayd.config import read, rules
+from relayd.config import read, rules, whole
+from relayd.config.model import Config, Listener
 from relayd.config.places import Path
 from relayd.config.read import Tree
 from relayd.errors import ConfigError
@@ -180,16 +186,21 @@ def _changes(site: Site, answers: Answers) -> Iterator[Change]:
     for key in ("authority", "graph", "ca_file"):
         if value := getattr(answers, key):
             yield Change(("cloud", answers.cloud), key, value)
-    if answers.listen is not None and answers.listen != site.listeners():
-        index = _listener(site)
-        if index is None:
-            raise CannotEdit(
-                'there are several [[listener]] and none is named "lan"; set address there by'
-                f" hand: address = {render(answers.listen)}"
-            )
-        if index == len(site.rows("listener")):
-            yield Change(("listener", index), "name", "lan")
-        yield Change(("listener", index), "address", answers.listen)
+    yield from _listen_changes(site, answers.listen)
+
+
+def _listen_changes(site: Site, listen: tuple[str, ...] | None) -> Iterator[Change]:
+    if listen is None or listen == site.listeners():
+        return
+    index = _listener(site)
+    if index is None:
+        raise CannotEdit(
+            'there are several [[listener]] and none is named "lan"; set address there by'
+            f" hand: address = {render(listen)}"
+        )
+    if index == len(site.rows("listener")):
+        yield Change(("listener", index), "name", "lan")
+    yield Change(("listener", index), "address", listen)
 
 
 def _listener(site: Site) -> int | None:
@@ -218,6 +229,73 @@ def _where(site: Site, table: Path) -> tuple[str, Path]:
     return file, (*table[:-1], len(mine) - 1)
 
 
+# ---- looked at beforehand
+
+
+def obstacle(site: Site, change: Change) -> str:
+    """Return why a value cannot be written where it belongs, and what to do by hand; or ""."""
+    file, local = _where(site, change.table)
+    text = _text(file) or (site.template if file == site.config else "")
+    try:
+        changed(text, [Change(local, change.key, change.value)])
+    except CannotEdit as error:
+        return f"{file}: {error}"
+    return ""
+
+
+def secret_obstacle(site: Site, name: str) -> str:
+    """Return why a client secret of this upstream cannot be written, and what to do; or ""."""
+    for key in _OTHER_FORMS:
+        if site.get("upstream", name, key):
+            place = site.tree.place(("upstream", name, key))
+            return f"{place}: {key} is set there; take that line out first"
+    path = site.secret_path(name)
+    if os.path.dirname(path) != os.path.join(site.folder, "secrets"):
+        return f"client_secret_file names {path}, which is yours; put the secret there"
+    return ""
+
+
+def address_clash(site: Site, listen: Sequence[str]) -> str:
+    """Return why these addresses cannot be listened on beside each other and the others; or ""."""
+    index = _listener(site)
+    rows: list[Sequence[str]] = [
+        [str(each) for each in found if not rules.host_port(str(each))]
+        for at, row in enumerate(site.rows("listener"))
+        if at != index and isinstance(found := row.get("address"), list)
+    ]
+    listeners = tuple(Listener(name=str(at), address=(*row,)) for at, row in enumerate(rows))
+    mine = Listener(name="lan", address=(*listen,))
+    clashes = whole.address_clashes(Config(listener=(*listeners, mine)))
+    return next((each.text for each in clashes), "") or _foreign(listen)
+
+
+def _foreign(listen: Sequence[str]) -> str:
+    """Return which address this host does not have; "" for none."""
+    for each in listen:
+        host = ipaddress.ip_address(each.rpartition(":")[0].strip("[]"))
+        family = socket.AF_INET if host.version == 4 else socket.AF_INET6
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as sock:
+                sock.bind((str(host), 0))
+        except OSError as error:
+            is_ours = host.is_loopback or host.is_unspecified  # no IPv6 here is only a warning
+            if error.errno == errno.EADDRNOTAVAIL and not is_ours:
+                return f"this host does not have the address {host}; ip -brief address shows them"
+    return ""
+
+
+def look_at(site: Site, networks: tuple[str, ...] | None, listen: tuple[str, ...] | None) -> None:
+    """Raise CannotEdit where these networks, or addresses, could not be written."""
+    _lan_draft(site, networks)
+    tuple(_listen_changes(site, listen))
+
+
+def without_upstream(site: Site) -> list[str]:
+    """Return the names of devices and users that go out by whichever upstream there is."""
+    rows = [*site.rows("device"), *site.rows("user")]
+    return [str(row.get("name")) for row in rows if not row.get("upstream")]
+
+
 def listen_for(site: Site, networks: Sequence[str]) -> tuple[str, ...]:
     """Return where to listen: as it is, but for all when a network beyond this host may send.
 
@@ -238,13 +316,9 @@ def listen_for(site: Site, networks: Sequence[str]) -> tuple[str, ...]:
 
 
 def _secret_draft(site: Site, name: str, secret: str) -> Iterator[Draft]:
-    for key in _OTHER_FORMS:
-        if site.get("upstream", name, key):
-            place = site.tree.place(("upstream", name, key))
-            raise CannotEdit(f"{place}: {key} is set there; take that line out first")
+    if why := secret_obstacle(site, name):
+        raise CannotEdit(why)
     path = site.secret_path(name)
-    if os.path.dirname(path) != os.path.join(site.folder, "secrets"):
-        raise CannotEdit(f"client_secret_file names {path}, which is yours; put the secret there")
     before = _octets(path)
     is_kept = before is not None and before.decode("utf-8", "replace").rstrip("\r\n") == secret
     if not is_kept or os.stat(path).st_mode & stat.S_IRWXO:

@@ -284,10 +284,7 @@ def _upstream_cells(name: str, row: Json, now: datetime) -> Sequence[str]:
 
 def _held_words(row: Frame) -> str:
     held = row.get("held")
-    if isinstance(held, Mapping):
-        shown = ", ".join(f"{count} ({why})" for why, count in held.items())
-    else:
-        shown = text_of(held)
+    shown = ", ".join(map(text_of, held)) if isinstance(held, Mapping) else text_of(held)
     messages = number_of(row.get("held_messages"))
     if not messages:
         return shown

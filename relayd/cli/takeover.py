@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from relayd.cli import daemon
+from relayd.cli import main as command_line
 from relayd.cli.answers import list_of, text_of
 from relayd.cli.service import Service
 from relayd.master import client
@@ -40,8 +41,8 @@ _LINES: Final = {
     "reloaded": "the running relay took it over",
     "restarted": "relayd was restarted: it listens elsewhere now",
     "started": "relayd is started, now and at each boot",
-    "stopped": "relayd does not run here as a service; start it: relayd run",
-    "unasked": "this user may not ask the running relay; have it taken over: sudo relayd reload",
+    "stopped": "relayd does not run here as a service; start it: {itself} run",
+    "unasked": "this user may not ask the running relay; have it taken over: sudo {itself} reload",
 }
 
 
@@ -56,47 +57,53 @@ def take_over(
     try:
         reply = client.ask(path, {"command": "reload"}, timeout_s=daemon.RELOAD_WITHIN_S)
     except NotRunning as error:
-        return _unanswered(error, service(config), listen)
+        return _unanswered(error, service(config), listen, config)
     if reply.get("ok") is True:
-        return _good("reloaded")
+        return _good("reloaded", config)
     problems = [text_of(one) for one in list_of(reply.get("problems"))]
     problems = problems or [text_of(reply.get("error"))]
     if any(NEEDS_RESTART in problem for problem in problems):
-        return _restart(service(config), listen)
+        return _restart(service(config), listen, config)
     return Taken("refused", tuple(problems))
 
 
-def _unanswered(error: NotRunning, service: Service, listen: Sequence[str]) -> Taken:
+def _unanswered(error: NotRunning, service: Service, listen: Sequence[str], config: str) -> Taken:
+    itself = command_line.itself(config)
     if not error.permitted and os.geteuid() != 0:
-        return _good("unasked")
+        return _good("unasked", config)
     # Root is always let in: who closes on it went away. And who is silent runs: to start it would
     # do nothing and be told as done.
     if not error.permitted or isinstance(error.__cause__, TimeoutError):
-        return Taken("down", (str(error), "is it in force? relayd status; else: relayd reload"))
-    return _start(service, listen)
+        return Taken(
+            "down", (str(error), f"is it in force? {itself} status; else: {itself} reload")
+        )
+    return _start(service, listen, config)
 
 
-def _good(state: str) -> Taken:
-    return Taken(state, (_LINES[state],))
+def _good(state: str, config: str) -> Taken:
+    return Taken(state, (_LINES[state].format(itself=command_line.itself(config)),))
 
 
-def _start(service: Service, listen: Sequence[str]) -> Taken:
+def _start(service: Service, listen: Sequence[str], config: str) -> Taken:
     if not service.unit:
-        return _good("stopped")
+        return _good("stopped", config)
     if os.geteuid() != 0:
         return Taken("down", (f"relayd does not run: sudo systemctl enable --now {service.unit}",))
     why = service.enable_and_start()
-    return _down(service, why, listen) if why else _good("started")
+    return _down(service, why, listen) if why else _good("started", config)
 
 
-def _restart(service: Service, listen: Sequence[str]) -> Taken:
+def _restart(service: Service, listen: Sequence[str], config: str) -> Taken:
     if not service.unit or os.geteuid() != 0:
+        itself = command_line.itself(config)
         how = (
-            f"sudo systemctl restart {service.unit}" if service.unit else "relayd stop, relayd run"
+            f"sudo systemctl restart {service.unit}"
+            if service.unit
+            else f"{itself} stop; then {itself} run"
         )
         return Taken("down", (f"the running relay must stop before it can listen there: {how}",))
     why = service.restart()
-    return _down(service, why, listen) if why else _good("restarted")
+    return _down(service, why, listen) if why else _good("restarted", config)
 
 
 def _down(service: Service, why: str, listen: Sequence[str]) -> Taken:

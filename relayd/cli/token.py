@@ -135,7 +135,7 @@ def _from_here(options: argparse.Namespace, error: NotRunning) -> Iterator[Frame
     if unreadable:
         for words in unreadable:
             terminal.complain(words)
-        raise SystemExit(daemon.not_running(error))
+        raise SystemExit(daemon.not_running(error, options.config))
     terminal.complain("relayd is not running; Entra is asked from here")
     entra = Entra()
     for upstream in upstreams:

@@ -46,7 +46,7 @@ def upgrade(options: argparse.Namespace) -> int:
     try:
         client.ask(path, {"command": "ping"}, timeout_s=ANSWER_WITHIN_S)
     except NotRunning as error:
-        return not_running(error)
+        return not_running(error, options.config)
     try:
         reply: Frame = client.ask(path, {"command": "upgrade"}, timeout_s=UPGRADE_WITHIN_S)
     except NotRunning as error:

@@ -21,7 +21,10 @@ from relayd.values import frozen
 _AT_LINE: Final = re.compile(r"\s*\(at line (\d+), column \d+\)$|\s*\(at end of document\)$")
 _SYNTAX: Final = (
     ("Invalid value", "this is no value; a text stands in double quotes, true in lower case"),
-    ("Expected newline", "something follows the value; write one key on each line"),
+    (
+        "Expected newline",
+        'something follows the value; quote texts, times, sizes ("5d"), one key a line',
+    ),
     ("Expected '='", "a key without a value; write key = value, or [name] for a table"),
     ("Expected ']", "a table's head is not closed; write [name] or [[name]]"),
     ("Cannot overwrite", "the key stands twice in this table; keep one of the two"),
@@ -145,7 +148,7 @@ def _text(tree: Tree, path: str) -> str:
 
 def _remedy(trouble: OSError) -> str:
     if isinstance(trouble, FileNotFoundError):
-        return "name another with --config FILE, or begin with the example in conf/relayd.toml"
+        return "name another with --config FILE, or have it written: relayd setup"
     if isinstance(trouble, PermissionError):
         return "run this with sudo; the relay itself needs it readable by group relayd (chmod 640)"
     return "name a readable file with --config FILE"

@@ -12,7 +12,7 @@ from datetime import date
 from itertools import combinations
 from typing import Final, TypeAlias
 
-from relayd.config import clouds, units
+from relayd.config import clouds, rules, units
 from relayd.config.model import Config, Device, Listener, Upstream
 from relayd.config.read import Problem
 from relayd.config.resolve import carried
@@ -34,7 +34,15 @@ _NEEDED: Final[Mapping[str, str]] = {
 def problems(config: Config) -> list[Problem]:
     """Return what makes the configuration unusable though each key by itself is fine."""
     found: list[Problem] = []
-    for check in (_names, _listeners, _addresses, _certificate, _upstreams, _submitters, _spool):
+    for check in (
+        _names,
+        _listeners,
+        address_clashes,
+        _certificate,
+        _upstreams,
+        _submitters,
+        _spool,
+    ):
         found += check(config)
     return found
 
@@ -46,6 +54,7 @@ def warnings(config: Config, *, today: date) -> list[Problem]:
         found += check(config)
     for upstream in config.upstream:
         found += _credential(upstream, today)
+        found += _identity(upstream)
     return found
 
 
@@ -82,8 +91,8 @@ def _listeners(config: Config) -> Iterator[Problem]:
             yield Problem((*path, "auth"), text)
 
 
-def _addresses(config: Config) -> Iterator[Problem]:
-    """Find sockets that cannot be bound beside each other."""
+def address_clashes(config: Config) -> Iterator[Problem]:
+    """Find sockets of the listeners that cannot be bound beside each other."""
     bound = [
         (index, address, *_split(address))
         for index, each in enumerate(config.listener)
@@ -258,9 +267,7 @@ def _credential(upstream: Upstream, today: date) -> Iterator[Problem]:
     path = ("upstream", upstream.name)
     for key in ("client_secret", "next_client_secret"):
         if is_secret_id(getattr(upstream, key).reveal()):
-            text = (
-                "looks like the secret's ID; the portal shows the value, once, in the next column"
-            )
+            text = "looks like the Secret ID; Entra shows the Value, once, in the column before"
             yield Problem((*path, key), text)
     if not upstream.credential_expires:
         return
@@ -271,6 +278,20 @@ def _credential(upstream: Upstream, today: date) -> Iterator[Problem]:
     elif left <= _EXPIRY_NOTICE_DAYS:
         text = f"the credential ends in {left} days; make a new one, set it as next_client_secret"
         yield Problem((*path, "credential_expires"), text)
+
+
+def _identity(upstream: Upstream) -> Iterator[Problem]:
+    """Find ids that Entra cannot know, before it says so with an AADSTS number."""
+    path = ("upstream", upstream.name, "client_id")
+    if not _GUID.fullmatch(upstream.client_id):
+        text = (
+            f'"{rules.shown(upstream.client_id)}" has not the form'
+            " 00000000-0000-0000-0000-000000000000; copy the Application (client) ID from the"
+            " Overview of the app registration"
+        )
+        yield Problem(path, text)
+    elif upstream.client_id.lower() == upstream.tenant.lower():
+        yield Problem(path, "is the tenant ID; the Application (client) ID stands beside it")
 
 
 def _choose(names: Iterable[str]) -> str:

@@ -133,7 +133,7 @@ def new_access_policy(names: Names) -> tuple[str, ...]:
     """Return how to narrow a consent given in Entra by a policy: second choice."""
     return (
         "# Second choice, where RBAC for Applications cannot be had: consent to Mail.Send in",
-        "# Entra (below), then shut the other mailboxes out:",
+        "# Entra, then shut the other mailboxes out:",
         (
             f"New-ApplicationAccessPolicy -AppId {_argument(names.app)}"
             " -PolicyScopeGroupId '<mail-enabled security group>' -AccessRight RestrictAccess"

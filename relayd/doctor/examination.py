@@ -187,10 +187,13 @@ class Examination:
         if count or row.get("held"):
             causes = row.get("held")
             told = ", ".join(map(str, causes)) if isinstance(causes, dict) else ""
+            which = "held" if count else "all"
+            if not count:
+                waiting = "Microsoft refused the mail before, which was deleted"
             return warning(
                 name,
                 f"up, but {waiting}" + (f" ({told})" if told else ""),
-                f"See why: relayd queue list --state held --upstream {upstream}",
+                f"See why: relayd queue list --state {which} --upstream {upstream}",
             )
         return ok(name, f"up, {waiting}")
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, NamedTuple
 
@@ -59,11 +59,14 @@ class NeedsSmtputf8(ValueError):
 class Address:
     """local: decoded, unquoted. domain: "" only for a bare local part ("postmaster").
 
+    key:    the form to compare by: lower-case "local@domain".
     raises: ValueError - a character that no header and no reply may bear.
     """
 
     local: str
     domain: str
+    key: str = field(init=False, repr=False, compare=False)
+    _text: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # SECURITY: without this a CR in an address would write headers of its sender's choice.
@@ -71,11 +74,12 @@ class Address:
             raise ValueError("local part is empty or holds controls or non-ASCII characters")
         if self.domain and not (_DOMAIN.fullmatch(self.domain) or _LITERAL.fullmatch(self.domain)):
             raise ValueError("not a domain")
-
-    @property
-    def key(self) -> str:
-        """The form to compare by: lower-case "local@domain"."""
-        return f"{self.local}@{self.domain}".lower()
+        # Once for each, since parsed ones are remembered and asked ten times in a message.
+        object.__setattr__(self, "key", f"{self.local}@{self.domain}".lower())
+        local = self.local
+        if not local.isalnum() and not _DOT_ATOM.fullmatch(local):
+            local = '"' + _MUST_ESCAPE.sub(r"\\\1", local) + '"'
+        object.__setattr__(self, "_text", f"{local}@{self.domain}" if self.domain else local)
 
     @property
     def is_literal(self) -> bool:
@@ -83,10 +87,7 @@ class Address:
         return self.domain.startswith("[")
 
     def __str__(self) -> str:
-        local = self.local
-        if not local.isalnum() and not _DOT_ATOM.fullmatch(local):
-            local = '"' + _MUST_ESCAPE.sub(r"\\\1", local) + '"'
-        return f"{local}@{self.domain}" if self.domain else local
+        return self._text
 
 
 class Mailbox(NamedTuple):
@@ -258,7 +259,7 @@ def _parse_list(value: bytes) -> list[Mailbox]:
     return found
 
 
-_known_list = functools.lru_cache(maxsize=2048)(_parse_list)
+_known_list = functools.lru_cache(maxsize=512)(_parse_list)
 
 
 def _comment_end(text: str, start: int) -> int | None:

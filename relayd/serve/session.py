@@ -330,10 +330,11 @@ class Session:
         return None
 
     def _talk(self) -> _Ended:
+        protocol = self._protocol
         while True:
             if self._draining and self._is_leaving():
                 return self._leave(replies.SHUTTING_DOWN, End.DRAINED)
-            event = self._protocol.next_event()
+            event = protocol.next_event()
             if event is Signal.NEED_DATA:
                 ended = self._receive()
             elif isinstance(event, ContentPiece):
@@ -349,15 +350,17 @@ class Session:
                 return ended
 
     def _receive(self) -> _Ended | None:
-        self._flush()
-        in_content = self._protocol.state is State.CONTENT
+        if self._out:
+            self._flush()
+        protocol = self._protocol
+        in_content = protocol.state is State.CONTENT
         now = self._clock.monotonic()
         if in_content:
             deadline = now + self._manners.data_timeout_s
         else:
             # One deadline for the whole line: octets that drip in do not push it on.
             deadline = self._deadline = self._deadline or now + self._manners.idle_timeout_s
-        self._waiting = self._protocol.state in BETWEEN
+        self._waiting = protocol.state in BETWEEN
         if self._waiting and self._draining:
             deadline = min(deadline, self._patient_until)
         try:
@@ -373,7 +376,7 @@ class Session:
         if not octets:
             is_end, self._is_woken = not self._is_woken, False
             return (self._left(), "") if is_end else None
-        self._protocol.receive_data(octets)
+        protocol.receive_data(octets)
         if in_content:
             return self._judge_rate(len(octets), self._clock.monotonic() - now)
         return None
@@ -575,18 +578,18 @@ _OPEN_WORDS: Final = frozenset({Mail, Rcpt, Data, Ehlo, Helo, Rset, Noop, Quit, 
 
 def _shown(event: Owing, line: bytes) -> bytes:
     """Return a line of the peer's as the transcript may have it: never a secret."""
-    match event:
-        case ContentEnd(size=size):
-            return b"<%d octets of content>" % size
-        case AuthResponse():
-            return _REDACTED
-        case Auth() | BadCommand() | LineTooLong() if line[:4].upper() == b"AUTH":
-            return b"AUTH " + _REDACTED
-        case Unknown() | LineTooLong() if b" " not in line:
-            # SECURITY: a client out of step sends its password where a command belongs.
-            return line[:4] + b"..." if len(line) > 8 else line
-        case _:
-            return line[:500]
+    if isinstance(event, ContentEnd):
+        return b"<%d octets of content>" % event.size
+    if isinstance(event, AuthResponse):
+        return _REDACTED
+    said = line.strip()
+    # SECURITY: whatever a client makes of AUTH, a password comes behind it.
+    if said[:4].upper() == b"AUTH":
+        return b"AUTH " + _REDACTED
+    # SECURITY: a client out of step sends its password where a command belongs.
+    if isinstance(event, Unknown | BadCommand | LineTooLong) and len(said.split(maxsplit=1)) < 2:
+        return said[:4] + b"..." if len(said) > 8 else said
+    return line[:500]
 
 
 def _transcript(said: Iterable[bytes]) -> tuple[str, ...]:

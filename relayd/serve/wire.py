@@ -207,6 +207,7 @@ class SocketWire:
 
         raises: PeerGone with the reason, PeerSilent.
         """
+        self._use(-1)  # where wrapping fails the descriptor is closed, and soon somebody else's
         try:
             with gevent.Timeout(HANDSHAKE_S, PeerSilent("TLS handshake not finished in time")):
                 self._socket.settimeout(None)
@@ -214,6 +215,7 @@ class SocketWire:
                     self._socket, server_side=True, do_handshake_on_connect=False
                 )
                 self._socket = wrapped
+                self._use(wrapped.fileno())
                 wrapped.do_handshake()
         except (OSError, ValueError) as error:
             raise PeerGone("TLS handshake: " + _words(error)) from error

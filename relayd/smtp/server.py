@@ -48,6 +48,7 @@ _MAX_SKIPPED: Final = 64 * 1024
 _SHOWN: Final = 60
 _CLIENT_HELLO: Final = b"\x16\x03"
 _CR: Final = 13
+_SHUT: Final = frozenset({State.TLS, State.CLOSED})
 _ONCE: Final = frozenset({Auth, StartTls})
 """Commands that a state alone does not make legal."""
 
@@ -121,7 +122,7 @@ class ServerProtocol:
     secure:     TLS is up (from the first octet, or by STARTTLS).
     errors:     refusals since a message was last accepted.
     line:       the line that the last event was read from, for the transcript; of an
-                over-long one its first 60 octets.
+                over-long one its first 60 octets, of a response that cannot be read "AUTH".
     """
 
     __slots__ = (
@@ -173,7 +174,7 @@ class ServerProtocol:
 
     def next_event(self) -> Event | Signal:
         """Return the next thing the peer said, or what must come first."""
-        if self._owed is not None or self.state in (State.TLS, State.CLOSED):
+        if self._owed is not None or self.state in _SHUT:
             return Signal.PAUSED
         event: Event | None
         if self._content is not None:
@@ -336,13 +337,11 @@ class ServerProtocol:
             command = parse_ordinary(line)  # what it takes, nothing below would refuse
             if command is not None:
                 self.line = line
-                self._use(end + 1)
+                self._start = end + 1
+                if self._start == len(buffer):
+                    self._buffer, self._start = b"", 0
                 return command
         return self._any_line(end)
-
-    def _use(self, end: int) -> None:
-        """Note that the buffer is used up to `end`."""
-        self._buffer, self._start = (self._buffer, end) if end < len(self._buffer) else (b"", 0)
 
     def _any_line(self, end: int) -> Line | LineTooLong | AuthResponse | None:
         """Take the line that ends at `end`, where its LF is; -1: it is not there yet."""
@@ -351,7 +350,9 @@ class ServerProtocol:
         if end < 0:
             return self._open_line()
         line = self._buffer[self._start : end]
-        self._use(end + 1)
+        self._start = end + 1
+        if self._start == len(self._buffer):
+            self._buffer, self._start = b"", 0
         if not self._skipped and len(line) < self._limit(line):
             return self._judge(line)
         return self._end_skipping(line)
@@ -367,18 +368,23 @@ class ServerProtocol:
         if not self._skipped:
             if len(line) < self._limit(line):
                 return None
-            self.line = line[:_SHOWN]
+            self._show(line[:_SHOWN])
         self._skipped += len(line)
         self._buffer, self._start = b"", 0
         return _ENDLESS_LINE if self._skipped > _MAX_SKIPPED else None
 
     def _end_skipping(self, line: bytes) -> LineTooLong | Hangup:
         if not self._skipped:
-            self.line = line[:_SHOWN]
+            self._show(line[:_SHOWN])
         skipped, self._skipped = self._skipped + len(line), 0
         if skipped > _MAX_SKIPPED:  # the same however the line was cut
             return _ENDLESS_LINE
         return LineTooLong(self._leave_sasl(replies.AUTH_TOO_LONG, replies.LINE_TOO_LONG))
+
+    def _show(self, line: bytes) -> None:
+        """Keep a line that cannot be read for the transcript."""
+        # SECURITY: of a response to AUTH not an octet, it is a password.
+        self.line = b"AUTH" if self.state is State.SASL else line
 
     def _leave_sasl(self, in_sasl: Reply, elsewhere: Reply) -> Reply:
         """Return the reply to a line that cannot be read; it ends an attempt to log in."""
@@ -399,7 +405,7 @@ class ServerProtocol:
         elif line.endswith(b"\r"):
             line = line[:-1]
         else:
-            self.line = line
+            self._show(line)
             bad = replies.BARE_LF_IN_COMMAND
             return BadCommand(self._leave_sasl(bad, bad))
         self.line = line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pwd
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +26,8 @@ from relayd.check import (
 )
 from relayd.config import codec
 from relayd.errors import ConfigError
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has others' eyes")
 
 
 @pytest.fixture
@@ -222,7 +225,51 @@ def test_a_ca_file_the_relay_may_not_read_says_where_to_put_it(
     monkeypatch.setattr("relayd.check.open", refused, raising=False)
     (told,) = problems_of(path)
     assert "/root/ca.pem cannot be read (Permission denied)" in told
-    assert "copy it to /etc/relayd/tls" in told
+    assert "install -m 644 /root/ca.pem /etc/relayd/tls/" in told
+
+
+@needs_root
+def test_root_looks_at_certificates_with_the_relays_eyes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_room, "relay_user", lambda *_: pwd.getpwnam("nobody"))
+    kept = folder / "kept"
+    kept.mkdir(mode=0o700)
+    (kept / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    tls = f'[tls]\nsource = "file"\ncertificate = "{kept}/ca.pem"\nkey = "{kept}/ca.pem"\n'
+    path = put(folder, f'[http]\nca_file = "{kept}/ca.pem"\n{tls}{LAN}')
+    before = (os.geteuid(), os.getegid(), os.getgroups())
+    told = problems_of(path)
+    assert [each.partition("] ")[2].partition(":")[0] for each in told] == [
+        "ca_file", "certificate", "key",
+    ]  # fmt: skip
+    assert all("ermission denied" in each for each in told)
+    assert (os.geteuid(), os.getegid(), os.getgroups()) == before, "and is itself again"
+    # What everybody may read, it may.
+    (told_of_passwd,) = problems_of(put(folder, '[http]\nca_file = "/etc/passwd"'))
+    assert "holds no certificate" in told_of_passwd
+    # The relay's own check goes by what it can read itself.
+    check(put(folder, f'[http]\nca_file = "{kept}/ca.pem"'), is_relay=True)
+
+
+def test_what_the_units_sandbox_hides_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me = pwd.getpwuid(os.geteuid())
+    monkeypatch.setattr(check_room, "INSTALLED", str(folder))
+    monkeypatch.setattr(check_room, "relay_user", lambda *_: me)
+    monkeypatch.setattr(check_room, "_BOOTED", str(folder))
+    monkeypatch.setattr(check_room, "_HIDDEN", (str(folder / "home"),))
+    for name in ("home", "tls"):
+        (folder / name).mkdir()
+        (folder / name / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    check(put(folder, f'[http]\nca_file = "{folder}/tls/ca.pem"'))
+    path = put(folder, f'[http]\nca_file = "{folder}/home/ca.pem"')
+    (told,) = problems_of(path)
+    assert f"by the service, which does not see {folder}/home; " in told
+    check(path, is_relay=True)
+    monkeypatch.setattr(check_room, "_BOOTED", str(folder / "none"))
+    check(path)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +386,8 @@ def test_the_master_gets_every_problem(folder: Path) -> None:
 def test_a_bug_in_the_check_is_a_verdict_too(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(path: str) -> Checked:
+    def broken(path: str, *, is_relay: bool) -> Checked:
+        assert is_relay, "the master's child is the relay: what it reads itself counts"
         raise LookupError("geheim")
 
     monkeypatch.setattr(check_room, "check", broken)

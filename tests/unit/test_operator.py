@@ -18,6 +18,7 @@ from gevent import socket
 
 from relayd.cache.client import Client
 from relayd.cache.frames import Refused
+from relayd.cli.answers import rows_of
 from relayd.config.model import Config, Device, Spool, Upstream, User
 from relayd.deliver.courier import Courier, UpstreamStatus
 from relayd.errors import CacheUnavailable, SpoolUnavailable
@@ -77,9 +78,11 @@ class Room:
         self.spoken: list[str] = []
         self.config = Config(
             spool=Spool(url=f"sqlite://{self.backend.path}"),
-            upstream=(Upstream(name="contoso"),),
+            upstream=(Upstream(name="contoso", mailbox="a@contoso.com"),),
             device=(Device(name="ups", networks=("192.0.2.0/24",), default_from="a@contoso.com"),),
-            user=(User(name="printer1", upstream="contoso", from_="p@contoso.com"),),
+            user=(
+                User(name="printer1", upstream="contoso", from_="p@contoso.com", allow_to=("*",)),
+            ),
         )
         self.operator = Operator(
             self.config,
@@ -279,10 +282,29 @@ def test_devices_are_told_without_any_secret(room: Room) -> None:
             },
             {
                 "name": "printer1", "kind": "user", "upstream": "contoso", "from": "p@contoso.com",
-                "networks": [], "to": [], "priority": "normal",
+                "networks": [], "to": ["*"], "priority": "normal",
             },
         ]
     }  # fmt: skip
+
+
+def test_who_may_send_a_mail_is_told_with_the_reason_of_the_others(room: Room) -> None:
+    request: Frame = {"command": "devices", "to": ["a@contoso.com"], "from": "ups"}
+    asked = {row["name"]: row["refusal"] for row in rows_of(room.result(request)["devices"])}
+    assert asked == {"ups": None, "printer1": None}
+    request = {"command": "devices", "to": ["a@contoso.com", "you@example.com"]}
+    asked = {row["name"]: row["refusal"] for row in rows_of(room.result(request)["devices"])}
+    assert asked["printer1"] is None
+    refusal = asked["ups"]
+    assert isinstance(refusal, dict)
+    assert refusal["reply"] == "550 5.7.1 Recipient not allowed"
+    assert "you@example.com not in own_domains of upstream 'contoso'" in str(refusal["why"])
+    assert 'into [[device]] "ups"' in str(refusal["do"])
+    request = {"command": "devices", "to": ["a@contoso.com"], "size": 10**9}
+    (first, _) = rows_of(room.result(request)["devices"])
+    assert "552 5.3.4" in str(first["refusal"])
+    _, code = room.refusal({"command": "devices", "to": ["nobody at all@"]})
+    assert code == 2
 
 
 def test_smtp_becomes_a_session_of_the_device(room: Room) -> None:

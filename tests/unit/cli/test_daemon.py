@@ -14,6 +14,7 @@ import pytest
 from relayd.cli import daemon
 from relayd.cli.main import main
 from relayd.errors import ConfigError
+from relayd.master.client import NotRunning
 from relayd.master.frames import Decoder, Frame, done, encode, refused
 
 
@@ -69,8 +70,39 @@ def test_not_running_says_how_to_start_it_and_where_its_last_words_are(
     assert leaving.value.code == 69
     err = capsys.readouterr().err
     assert "relayd is not running" in err
-    assert "systemctl start relayd" in err
+    assert f"relayd --config {config} run\n" in err
+    assert f"relayd --config {config} check" in err
+
+
+@pytest.mark.parametrize(
+    ("config", "start", "check"),
+    [
+        ("/etc/relayd/relayd.toml", "systemctl start relayd\n", "relayd check"),
+        ("/etc/relayd/b/relayd.toml", "systemctl start relayd@b\n", "/b/relayd.toml check"),
+    ],
+)
+def test_a_service_that_does_not_run_is_started_by_systemctl(
+    capsys: pytest.CaptureFixture[str], config: str, start: str, check: str
+) -> None:
+    assert daemon.not_running(NotRunning("none"), config) == 69
+    err = capsys.readouterr().err
+    assert f"start it:            {start}" in err
     assert "journalctl -u relayd" in err
+    assert err.rstrip().endswith(check)
+
+
+@pytest.mark.parametrize(
+    ("config", "unit"),
+    [
+        ("/etc/relayd/relayd.toml", "relayd.service"),
+        ("/etc/relayd/../relayd/relayd.toml", "relayd.service"),
+        ("/etc/relayd/lab/relayd.toml", "relayd@lab.service"),
+        ("/etc/relayd/other.toml", ""),
+        ("/srv/relayd.toml", ""),
+    ],
+)
+def test_a_configuration_belongs_to_a_unit_by_its_place(config: str, unit: str) -> None:
+    assert daemon.unit_of(config) == unit
 
 
 def test_not_allowed_says_who_may(

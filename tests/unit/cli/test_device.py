@@ -71,7 +71,7 @@ def test_a_device_is_written_taken_over_and_what_to_type_is_said(
         "encryption  none, or STARTTLS if it can",
         "login       none",
         "sender      alerts@contoso.com",
-        "relayd send --device ups",
+        "send --device ups --to ADDRESS --wait",
     ):
         assert wanted in out
 

@@ -159,4 +159,4 @@ def test_without_the_relay_there_is_nothing_to_tell(
     with ControlSocket(tmp_path) as control:
         (tmp_path / "control.sock").unlink()
         assert control.relayd("device", *words) == 69
-    assert "systemctl start relayd" in capsys.readouterr().err
+    assert "/relayd.toml run\n" in capsys.readouterr().err

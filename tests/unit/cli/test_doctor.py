@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from relayd import check
 from relayd.cli import doctor
 from relayd.cli.doctor import (
     RunningRelay,
@@ -21,6 +22,7 @@ from relayd.cli.doctor import (
     lines,
     running_relay,
     service_user,
+    to_do,
     verdict,
     worst,
 )
@@ -83,17 +85,43 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
 # ---- printing
 
 
-def test_a_step_is_a_line_and_what_mends_it_stands_below() -> None:
+def test_a_step_is_a_line_and_what_mends_it_stands_at_the_end() -> None:
     step = problem("tcp", "nobody answers", "Let it through.", ["curl -v x"])
-    assert list(lines(step)) == [
-        "  tcp            problem   nobody answers",
-        "                           do: Let it through.",
-        "                             curl -v x",
+    assert list(lines(step)) == ["  tcp            problem   nobody answers"]
+    assert list(to_do([step])) == ["", "  do: Let it through.", "       curl -v x"]
+
+
+def test_what_stops_mail_is_mended_before_what_only_warns() -> None:
+    steps = [
+        warning("secret", "it expires in 3 days", "Make a new one.", ["Add-Secret"]),
+        ok("dns", "found"),
+        problem("token", "refused", "Grant it.", ["Grant-It", "# wait"]),
+        problem("roles", "none"),
+        skipped("mailbox", "the secret is needed", "sudo relayd doctor contoso"),
     ]
+    assert list(to_do(steps)) == [
+        "", "  1. token: Grant it.", "       Grant-It", "       # wait",
+        "", "  2. secret: Make a new one.", "       Add-Secret",
+    ]  # fmt: skip
+    assert list(lines(steps[-1]))[1:] == [" " * 27 + "sudo relayd doctor contoso"]
+    assert list(to_do(steps[1:2])) == []
+
+
+def test_commands_that_were_told_already_are_not_told_again() -> None:
+    steps = [
+        problem("mailbox", "no", "Look.", ["Look-At", "Connect", "Grant"]),
+        warning("roles", "wide", "Narrow it.", ["Connect", "Grant"]),
+        warning("secret", "old", "Make one.", ["Connect", "Make"]),
+    ]
+    assert list(to_do(steps))[5:] == [
+        "", "  2. roles: Narrow it.", "       by the commands of 1",
+        "", "  3. secret: Make one.", "       Connect", "       Make",
+    ]  # fmt: skip
 
 
 def test_what_a_peer_wrote_does_not_steer_the_terminal() -> None:
-    assert "\x1b" not in "\n".join(lines(problem("tls", "by \x1b[2J", "do \x1b", ["\x1b"])))
+    step = problem("tls", "by \x1b[2J", "do \x1b", ["\x1b"])
+    assert "\x1b" not in "\n".join([*lines(step), *to_do([step])])
 
 
 def test_the_last_line_says_what_is_left_to_do() -> None:
@@ -102,6 +130,10 @@ def test_the_last_line_says_what_is_left_to_do() -> None:
         [ok("dns", ""), skipped("secret", "", "sudo relayd doctor contoso")]
     )
     assert "relayd send --to ADDR --wait" in verdict([ok("dns", "")])
+    stopped = skipped("relay", "relayd does not run (none)", "systemctl start relayd")
+    assert verdict([ok("dns", ""), stopped]).endswith(
+        "open, but relayd does not run. Start it: systemctl start relayd"
+    )
     assert "open, but see the warning at: roles." in verdict([warning("roles", "", "")])
 
 
@@ -175,7 +207,7 @@ def test_a_configuration_that_is_not_there_is_told(
 
 
 def test_it_is_asked_once_for_each_thing(control: ControlSocket, tmp_path: Path) -> None:
-    relay = running_relay(str(tmp_path / "control.sock"), "")
+    relay = running_relay(str(tmp_path / "control.sock"), "", "")
     assert isinstance(relay, RunningRelay)
     assert relay.names() == ["contoso"]
     assert relay.upstream("contoso") == ROW
@@ -190,14 +222,14 @@ def test_it_is_asked_once_for_each_thing(control: ControlSocket, tmp_path: Path)
 
 def test_what_it_refuses_is_no_answer(control: ControlSocket, tmp_path: Path) -> None:
     control.answers["token.test"] = [refused("unknown command: token.test")]
-    relay = running_relay(str(tmp_path / "control.sock"), "")
+    relay = running_relay(str(tmp_path / "control.sock"), "", "")
     assert relay.token("contoso") is None
     control.answers["status"] = [refused("no")]
-    assert "does not answer" in running_relay(str(tmp_path / "control.sock"), "").away
+    assert "does not answer" in running_relay(str(tmp_path / "control.sock"), "", "").away
 
 
 def test_one_that_does_not_run_says_how_to_start_it(tmp_path: Path) -> None:
-    relay = running_relay(str(tmp_path / "none.sock"), "")
+    relay = running_relay(str(tmp_path / "none.sock"), "", "systemctl start relayd")
     assert isinstance(relay, Away)
     assert relay.remedy == "systemctl start relayd"
 
@@ -252,10 +284,10 @@ def test_an_installed_relay_has_a_user_of_its_own(
     config = tmp_path / "relayd.toml"
     config.write_text(f'[server]\nstate_dir = "{tmp_path}/none"\n')
     assert service_user(str(config)) is None
-    monkeypatch.setattr(doctor, "INSTALLED", str(tmp_path))
-    monkeypatch.setattr(doctor, "SERVICE_USER", "nobody")
+    monkeypatch.setattr(check, "INSTALLED", str(tmp_path))
+    monkeypatch.setattr(check, "SERVICE_USER", "nobody")
     assert service_user(str(config)) == pwd.getpwnam("nobody")
-    monkeypatch.setattr(doctor, "SERVICE_USER", "no-such-user-here")
+    monkeypatch.setattr(check, "SERVICE_USER", "no-such-user-here")
     assert service_user(str(config)) is None
 
 
@@ -277,7 +309,7 @@ def test_a_stopped_relays_holds_are_read_from_its_spool(tmp_path: Path) -> None:
     (lease,) = door.lease(ALERTS, limit=1)
     door.settle(lease, denied(backend.clock, cause="ErrorAccessDenied"))
     backend.close()
-    relay = running_relay(str(tmp_path / "none.sock"), backend.path)
+    relay = running_relay(str(tmp_path / "none.sock"), backend.path, "")
     (hold,) = relay.holds(ALERTS.upstream)
     assert (hold["mailbox"], hold["cause"]) == (ALERTS.mailbox, "ErrorAccessDenied")
     assert str(hold["probe_at"]) > stamp(backend.clock.utcnow())

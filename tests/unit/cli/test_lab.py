@@ -77,7 +77,8 @@ def test_a_taken_port_is_said_and_exits_69(tmp_path: Path) -> None:
         command += ["--listen", f"127.0.0.1:{sandbox.port}", "--state-dir", str(tmp_path / "2")]
         done = subprocess.run(command, capture_output=True, check=False, timeout=20)
     assert done.returncode == 69
-    assert b"cannot start" in done.stderr
+    assert b"cannot start: 127.0.0.1:%d is held by " % sandbox.port in done.stderr
+    assert b"; or another port: --listen 127.0.0.1:PORT" in done.stderr
     assert done.stdout == b""
 
 
@@ -92,5 +93,7 @@ def test_people_see_what_to_paste_and_then_each_message(tmp_path: Path) -> None:
             lines.append(process.stdout.readline())
             assert lines[-1], "it ended before it was ready"
         assert "[cloud.lab]\n" in lines
+        (setup,) = (line for line in lines if line.startswith("relayd setup "))
+        assert "--tenant contoso.onmicrosoft.com --client-id " in setup
         process.terminate()
         assert process.wait(10) == 0

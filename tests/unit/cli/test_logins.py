@@ -85,7 +85,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, octets: bytes) -> None:
 
 
 def password_of(out: str) -> str:
-    return out.rpartition(": ")[2].strip()
+    return out.partition("shown this once: ")[2].split()[0]
 
 
 # ---- passwords
@@ -98,6 +98,7 @@ def test_a_generated_password_is_16_letters_and_digits_shown_once(
     out = capsys.readouterr().out
     password = password_of(out)
     assert "shown this once" in out
+    assert out.endswith("send --device printer1 --to ADDRESS --wait\n")
     assert len(password) == 16
     assert password.isascii()
     assert password.isalnum()

@@ -128,6 +128,36 @@ def test_errors_are_words_and_an_exit_code(
     assert capsys.readouterr().err == words
 
 
+def test_a_file_option_that_took_the_command_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, told in (
+        (["--config", "queue", "list"], "no command 'list'; --config took 'queue' for its FILE"),
+        (["--config", "status"], "which command?; --config took 'status' for its FILE"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["relayd", *words])
+        with pytest.raises(SystemExit):
+            command_line.main()
+        assert told in capsys.readouterr().err
+
+
+def test_a_command_without_its_action_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        command_line.main(["queue"])
+    assert leaving.value.code == 2
+    assert "trace" in capsys.readouterr().err
+
+
+def test_words_for_people_name_a_configuration_of_ones_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RELAYD_CONFIG", raising=False)
+    assert command_line.itself(DEFAULT_CONFIG) == "relayd"
+    assert command_line.itself("/srv/a b.toml") == "relayd --config '/srv/a b.toml'"
+    monkeypatch.setenv("RELAYD_CONFIG", "/srv/a b.toml")
+    assert command_line.itself("/srv/a b.toml") == "relayd"
+
+
 def test_wrong_usage_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         command_line.main(["nonsense"])

@@ -397,7 +397,7 @@ def test_changes_need_the_daemon_and_say_so(
     with pytest.raises(SystemExit) as leaving:
         main(["--config", config_of_nobody(tmp_path), "queue", word, ID])
     assert leaving.value.code == 69
-    assert "systemctl start relayd" in capsys.readouterr().err
+    assert "/relayd.toml run\n" in capsys.readouterr().err
 
 
 def test_a_daemon_that_is_silent_is_not_down(

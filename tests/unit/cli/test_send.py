@@ -89,12 +89,75 @@ def delivery(state: str, why: str = "", do: str = "", **more: Json) -> dict[str,
     return {"state": state, "why": why, "do": do, "results": {}, **more}
 
 
-def test_a_mail_goes_in_as_the_first_device(
+def row(name: str, reply: str = "", kind: str = "device") -> dict[str, Json]:
+    why = {"reply": reply, "why": f"the rule of {name}", "do": f"Widen {name}."}
+    return {"name": name, "kind": kind, "refusal": why if reply else None}
+
+
+def test_a_mail_goes_in_as_the_first_that_may_send_it(
+    control: ControlSocket, relay: Relay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[Json] = [row("ups", "550 5.7.1 Recipient not allowed"), row("p1", kind="user")]
+    control.answers["devices"] = pages({"devices": rows[:1]}, {"devices": rows[1:]})
+    assert run(control) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{ID}: queued\n"
+    assert told.err == "relayd: speaking as [[user]] p1, the only one of 2 that may send this\n"
+    assert control.asked()[-1] == {"command": "smtp", "device": "p1"}
+
+
+def test_of_several_that_may_the_flag_that_chooses_is_told_in_one_line(
+    control: ControlSocket, relay: Relay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["ups", "a", "b", "c", "d", "e", "f"]
+    control.answers["devices"] = pages({"devices": [row(name) for name in names]})
+    assert run(control) == 0
+    assert capsys.readouterr().err == (
+        "relayd: speaking as [[device]] ups; as another: --device NAME (a, b, c, d, e and 1 more)\n"
+    )
+    assert run(control, "--json") == 0
+    told = capsys.readouterr()
+    assert (json.loads(told.out)["device"], told.err) == ("ups", "")
+
+
+def test_where_nobody_may_the_rule_and_the_setting_are_told(
+    control: ControlSocket, relay: Relay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reply = "550 5.7.1 Recipient not allowed"
+    control.answers["devices"] = pages({"devices": [row("ups", reply), row("p1", reply)]})
+    assert run(control) == 1
+    assert capsys.readouterr().err == (
+        f"relayd: ups may not send this (nor p1): {reply}\n  the rule of ups\n  do: Widen ups.\n"
+    )
+    assert run(control, "--json") == 1
+    assert json.loads(capsys.readouterr().out) == {
+        "id": "", "device": "ups", "state": "refused", "why": reply, "do": "Widen ups.",
+    }  # fmt: skip
+    assert all(one["command"] == "devices" for one in control.asked())
+
+
+def test_a_device_that_is_named_and_refused_is_told_its_rule(
+    control: ControlSocket, relay: Relay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    relay.replies["RCPT"] = reply = "550 5.7.1 Recipient not allowed"
+    control.answers["devices"] = pages({"devices": [row("ups"), row("p1", reply)]})
+    assert run(control, "--device", "p1") == 1
+    assert capsys.readouterr().err == (
+        f"relayd: speaking as p1\nrelayd: refused as p1: {reply}\n"
+        "  the rule of p1\n  do: Widen p1.\n"
+    )
+
+
+def test_a_mail_goes_in_as_the_first_device_of_a_relay_that_tells_no_refusal(
     control: ControlSocket, relay: Relay, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(control, "--to", "b@contoso.com", "--from", "ups@nas.local") == 0
     assert capsys.readouterr().out == f"{ID}: queued\n"
-    assert control.asked() == [{"command": "devices"}, {"command": "smtp", "device": "ups"}]
+    asked, spoken = control.asked()
+    assert asked["to"] == ["a@contoso.com", "b@contoso.com"]
+    assert asked["from"] == "ups@nas.local"
+    assert asked["size"] == len(relay.content.replace(b"\r\n..", b"\r\n."))
+    assert spoken == {"command": "smtp", "device": "ups"}
     assert relay.lines[1:4] == [
         "mail FROM:<ups@nas.local>", "rcpt TO:<a@contoso.com>", "rcpt TO:<b@contoso.com>",
     ]  # fmt: skip
@@ -200,7 +263,8 @@ def test_a_refusal_as_json(
     relay.replies["RCPT"] = "550 5.7.1 Relaying denied"
     assert run(control, "--json") == 1
     assert json.loads(capsys.readouterr().out) == {
-        "id": "", "state": "refused", "why": "550 5.7.1 Relaying denied", "do": "",
+        "id": "", "device": "ups", "state": "refused", "why": "550 5.7.1 Relaying denied",
+        "do": "",
     }  # fmt: skip
 
 
@@ -236,7 +300,7 @@ def test_when_nobody_is_there_it_says_how_to_start(
     with ControlSocket(tmp_path) as control:
         pass
     assert run(control, "--device", "ups") == 69
-    assert "systemctl start relayd" in capsys.readouterr().err
+    assert "/relayd.toml run\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("reply", [[], [done({"x": 1}, more=True)]])
@@ -279,7 +343,7 @@ def test_it_is_followed_to_its_end(
     assert run(control, "--wait", "--json") == code
     told = json.loads(capsys.readouterr().out)
     assert (told["id"], told["state"]) == (ID, state)
-    assert set(told) == {"id", "state", "why", "do"}
+    assert set(told) == {"id", "device", "state", "why", "do"}
 
 
 def test_it_waits_while_there_is_hope(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from relayd.cli import service
-from relayd.cli.service import Service, unit_of
+from relayd.cli.service import Service
 
 SYSTEMCTL = """#!/bin/sh
 echo "$@" >> {log}
@@ -26,20 +26,6 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
     return tmp_path / "log"
-
-
-@pytest.mark.parametrize(
-    ("config", "unit"),
-    [
-        ("/etc/relayd/relayd.toml", "relayd.service"),
-        ("/etc/relayd/../relayd/relayd.toml", "relayd.service"),
-        ("/etc/relayd/lab/relayd.toml", "relayd@lab.service"),
-        ("/etc/relayd/other.toml", ""),
-        ("/srv/relayd.toml", ""),
-    ],
-)
-def test_a_configuration_belongs_to_a_unit_by_its_place(config: str, unit: str) -> None:
-    assert unit_of(config) == unit
 
 
 def test_the_unit_is_started_now_and_at_each_boot(log: Path, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
+import pwd
 import subprocess
 import sys
 import tomllib
@@ -14,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from relayd.cli import send, setup, setupask
-from relayd.cli.setup import name_for
+from relayd import check
+from relayd.cli import send, setup, setupask, setupplan
+from relayd.cli.interview import name_for
 from relayd.master.frames import done, refused
 from relayd.master.sockets import NEEDS_RESTART
 from tests.control_socket import ControlSocket, Terminal
@@ -116,7 +119,8 @@ def test_by_options_it_is_written_taken_over_and_looked_at(
         f"wrote {place.config}",
         "as it was",
         "the running relay took it over",
-        "next:  relayd status",
+        f"next:  relayd --config {place.config} status",
+        "send --to you@contoso.com --wait",
     ):
         assert wanted in out
     assert SECRET not in out + err
@@ -197,6 +201,45 @@ def test_what_is_missing_is_listed_where_nobody_can_be_asked(
     assert "  --listen: " in err
     assert err.endswith("relayd: nothing was changed\n")
     assert "upstream" not in place.read()
+
+
+def test_a_ca_file_is_looked_at_as_the_relay_would_before_anything_is_asked(
+    place: Place,
+    typed: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (place.folder / "state").mkdir()
+    asked: list[tuple[str, str]] = []
+
+    def relay_user(config: str, state_dir: str) -> pwd.struct_passwd:
+        asked.append((config, state_dir))
+        return pwd.getpwnam("nobody")
+
+    monkeypatch.setattr(check, "relay_user", relay_user)
+    file = place.folder / "ca.pem"
+    file.write_text("-----BEGIN CERTIFICATE-----\n")
+    file.chmod(0o600)
+    monkeypatch.setattr(check, "seen_by", lambda user: _Refusing(user.pw_name))
+    typed("contoso.com")
+    assert place.setup("--authority", "https://x", "--ca-file", str(file)) == 2
+    out, err = capsys.readouterr()
+    assert f"--ca-file: {file} cannot be read (Permission denied); the relay's own user" in err
+    assert out == ""
+    assert asked == [(str(place.config), f"{place.folder}/state")]
+
+
+class _Refusing(contextlib.AbstractContextManager[None]):
+    """The eyes of somebody who may read nothing."""
+
+    def __init__(self, name: str) -> None:
+        assert name == "nobody"
+
+    def __enter__(self) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def test_of_several_upstreams_one_is_named(
@@ -282,11 +325,13 @@ def test_what_must_be_done_by_hand_is_said(
 def test_what_check_would_refuse_is_not_written(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    place.config.write_text(f'{place.config.read_text()}[[device]]\nname = "ups"\n')
     before = place.config.read_bytes()
-    assert place.flags("--cloud", "nowhere") == 1
+    assert place.flags() == 1
     err = capsys.readouterr().err
     assert "relayd check would refuse this:\n  " in err
-    assert '"nowhere" is not configured' in err
+    assert '[[device]] "ups" networks: is missing' in err
+    assert err.endswith("relayd: nothing was changed\n")
     assert place.config.read_bytes() == before
     assert not (place.folder / "secrets").exists()
 
@@ -394,7 +439,7 @@ def test_on_a_terminal_all_is_asked_and_every_step_is_said(
         "wrote ",
         "relayd doctor:",
         "Send a test mail to (an address at contoso.com; Enter: none): ",
-        "next:  relayd status",
+        "next:  relayd ",
     ]
     places = [out.index(each) for each in order]
     assert places == sorted(places)
@@ -422,13 +467,100 @@ def test_what_is_there_is_proposed_and_enter_keeps_it(
     assert f"unchanged: {place.config}" in out
 
 
+def test_what_no_answer_mends_is_told_before_the_first_question(
+    place: Place, typed: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.config.write_text(f'{place.config.read_text()}[[device]]\nname = "ups"\n')
+    typed("contoso.com")
+    assert place.setup() == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "cannot be used, correct this first:\n" in err
+    assert '[[device]] "ups" networks: is missing' in err
+
+
+def test_what_this_host_lacks_is_told_before_the_first_question_too(
+    place: Place,
+    typed: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    packaged = place.folder / "packaged.toml"
+    packaged.write_text(TEXT.format(folder="/dev/null/x"))
+    place.config.unlink()
+    monkeypatch.setattr(setupplan, "TEMPLATES", (str(packaged),))
+    typed("contoso.com")
+    assert place.setup() == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "[server] state_dir: /dev/null is no folder" in err
+    assert not place.config.exists()
+
+
+def test_what_the_check_finds_leads_back_to_its_question_and_nothing_else_is_asked(
+    place: Place, typed: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    upstream = '[upstream.contoso]\nmailbox = "sender"\n'
+    place.config.write_text(place.config.read_text() + upstream)
+    # Enter keeps "sender", which needs allowed_senders; only the check knows that.
+    typed("contoso.com", "", "", ID, "", "none", "", "alerts@contoso.com", "y", "")
+    assert place.setup() == 0
+    out = capsys.readouterr().out
+    assert out.count("Tenant: ") == out.count("Listen on ") == 1
+    refused = out.index("relayd check would refuse this:")
+    assert out.index("your other answers stay", refused) < out.index(
+        "Mailbox that sends everything [sender]: ", refused
+    )
+    # The commands for Exchange are said again, with the mailbox that is meant.
+    assert out.count("New-ManagementScope") == 2
+    assert place.read()["upstream"]["contoso"]["mailbox"] == "alerts@contoso.com"
+
+
+def test_what_is_wrong_again_and_again_ends_it_with_the_answers_as_options(
+    place: Place, typed: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    upstream = '[upstream.contoso]\nmailbox = "sender"\n'
+    place.config.write_text(place.config.read_text() + upstream)
+    before = place.config.read_bytes()
+    typed("contoso.com", "", "", ID, "", "none", "", *[""] * 9)
+    assert place.setup() == 1
+    err = capsys.readouterr().err
+    assert '"sender" needs allowed_senders' in err
+    assert (
+        "nothing was changed\n  with the same answers: relayd --config"
+        f" {place.config} setup --tenant contoso.com"
+        f" --client-id {ID} --mailbox sender --cloud global --network none"
+    ) in err
+    assert SECRET not in err
+    assert place.config.read_bytes() == before
+
+
+def test_what_the_running_relay_cannot_have_leads_back_too(
+    place: Place, typed: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = place.config.read_bytes()
+    place.control.turns["reload"] = [
+        [refused("no", problems=['cannot listen on 0.0.0.0:25 (listener "lan"): held by exim4'])],
+        [done({"workers": 2})],
+    ]
+    typed("contoso.com", "a@contoso.com", "", ID, "", "10.0.0.0/8", "", "y", "127.0.0.1:2525",
+          "y", "")  # fmt: skip
+    assert place.setup() == 0
+    out = capsys.readouterr().out
+    refusal = out.index("the running relay refused this:\n  cannot listen on 0.0.0.0:25")
+    assert out.index("Listen on [0.0.0.0:25 [::]:25]: ", refusal) > refusal
+    assert place.read()["listener"][0]["address"] == ["127.0.0.1:2525"]
+    assert before == Path(next(place.folder.glob("*.before-setup-*"))).read_bytes()
+
+
 def test_who_does_not_confirm_changes_nothing(
     place: Place, typed: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = place.config.read_bytes()
     typed("contoso.com", "a@contoso.com", "", ID, "", "none", "", "n")
     assert place.setup() == 1
-    assert "not confirmed; nothing was changed" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "not confirmed; nothing was changed\n  with the same answers: relayd --config" in err
     assert place.config.read_bytes() == before
 
 

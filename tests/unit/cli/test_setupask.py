@@ -151,11 +151,22 @@ def test_a_secret_is_asked_for_like_everything_else(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("line", "expected"), [("", True), ("Y", True), ("no", False), ("x", False)]
+    ("line", "expected"), [("", True), ("Y", True), ("yes ", True), ("no", False), ("N", False)]
 )
 def test_enter_confirms(monkeypatch: pytest.MonkeyPatch, line: str, *, expected: bool) -> None:
     typed(monkeypatch, [line])
     assert setupask.confirm("Write this?") is expected
+
+
+def test_a_slip_of_the_finger_is_neither_yes_nor_no_and_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed(monkeypatch, ["u", "ye", "y"])
+    assert setupask.confirm("Write this?") is True
+    assert capsys.readouterr().out.count("write y or n") == 2
+    typed(monkeypatch, ["u"] * 5 + ["y"])
+    with pytest.raises(GivenUp, match="5 answers"):
+        setupask.confirm("Write this?")
 
 
 # ---- options

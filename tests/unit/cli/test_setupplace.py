@@ -204,7 +204,8 @@ def test_ctrl_c_while_it_is_written_leaves_everything_as_it_was(
     make_folder = files.make_folder
 
     def pressed(path: str, owner: files.Owner) -> bool:
-        os.kill(os.getpid(), signal.SIGINT)
+        # To this thread, as other tests leave threads behind that would take it.
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
         return make_folder(path, owner)
 
     assert threading.current_thread() is threading.main_thread()

@@ -141,7 +141,7 @@ def test_without_the_secret_nothing_can_be_done(
     assert relayd("--config", path, "token", "test") == 69
     err = capsys.readouterr().err
     assert f"{tmp_path}/none cannot be read" in err
-    assert "systemctl start relayd" in err
+    assert "/relayd.toml run\n" in err
 
 
 def test_an_unknown_upstream_is_wrong_usage_from_here_too(tmp_path: Path, entra: FakeEntra) -> None:

@@ -18,7 +18,7 @@ hostname = "relay.example.com"
 workers = 3
 [upstream.contoso]
 tenant = "contoso.onmicrosoft.com"
-client_id = "c"
+client_id = "10000000-0000-0000-0000-000000000000"
 client_secret_env = "SECRET"
 mailbox = "alerts@contoso.com"
 [[device]]

@@ -27,7 +27,7 @@ TODAY = date(2026, 11, 20)
 UPSTREAM = Upstream(
     name="contoso",
     tenant="t",
-    client_id="c",
+    client_id="10000000-0000-0000-0000-000000000000",
     client_secret=Secret("s"),
     mailbox="alerts@contoso.com",
 )
@@ -179,7 +179,12 @@ def test_a_bad_address_is_not_judged_twice() -> None:
                     replace(UPSTREAM, client_secret=Secret("11111111-2222-3333-4444-555555555555")),
                 ),
             ),
-            "looks like the secret's ID",
+            "looks like the Secret ID; Entra",
+        ),
+        (replace(SOUND, upstream=(replace(UPSTREAM, client_id="relayd"),)), '"relayd" has not the'),
+        (
+            replace(SOUND, upstream=(replace(UPSTREAM, tenant=UPSTREAM.client_id),)),
+            "is the tenant ID",
         ),
     ],
 )

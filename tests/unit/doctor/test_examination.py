@@ -262,6 +262,13 @@ def test_an_upstream_that_is_down_is_told_as_status_tells_it(bench: Bench) -> No
     assert step.text == "down, nothing held. Entra refuses the secret."
 
 
+def test_a_refusal_that_outlives_its_mail_is_told_as_that(bench: Bench) -> None:
+    step = bench.steps(running(held={"ErrorAccessDenied": 1}))["relay"]
+    assert step.state is State.WARNING
+    assert step.text.endswith("refused the mail before, which was deleted (ErrorAccessDenied)")
+    assert step.do.endswith("relayd queue list --state all --upstream contoso")
+
+
 def test_held_mail_is_told_with_how_to_see_why(bench: Bench) -> None:
     step = bench.steps(running(held={"ErrorSendAsDenied": 1}, held_messages=1))["relay"]
     assert (step.state, step.text) == (State.WARNING, "up, but 1 message held (ErrorSendAsDenied)")

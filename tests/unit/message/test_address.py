@@ -267,3 +267,9 @@ def test_no_patterns_match_nobody() -> None:
 
 def test_domains_fold_to_one_form() -> None:
     assert fold_domain("Bücher.Example.") == "xn--bcher-kva.example"
+
+
+def test_a_list_that_is_remembered_is_given_to_each_as_his_own() -> None:
+    parse_address_list(b"a@b, c@d").clear()
+
+    assert [str(one.address) for one in parse_address_list(b"a@b, c@d")] == ["a@b", "c@d"]

@@ -510,6 +510,45 @@ def test_a_password_where_a_command_belongs_is_not_logged() -> None:
     assert "c2VjcmV0" not in str(farewell)
 
 
+SECRET = b"AHByaW50ZXIxAHNlY3JldDEy"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b" AUTH PLAIN " + SECRET,
+        b"AUTHENTICATE PLAIN " + SECRET,
+        b"AUTH: PLAIN " + SECRET,
+        b"AUTH=PLAIN " + SECRET,
+        SECRET + b" ",
+        b" " + SECRET,
+        SECRET + b"\xe4",
+        SECRET + b"\0",
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_not_logged(line: bytes) -> None:
+    farewell, _, _ = serve(HELLO, line + b"\r\n")
+
+    assert farewell.refusal is not None
+    assert SECRET[4:].decode() not in str(farewell)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [SECRET + b"\n", SECRET + b" a" * 9000 + b"\r\n", SECRET + b" a" * 90_000, b"a\n"],
+)
+def test_a_response_that_cannot_be_read_is_not_logged(response: bytes) -> None:
+    pieces = [response[i : i + 65_536] for i in range(0, len(response), 65_536)]
+
+    farewell, _, _ = serve(
+        HELLO, b"AUTH PLAIN\r\n", *pieces, b"QUIT\r\n", manners=Manners(profile="strict")
+    )
+
+    assert farewell.refusal is not None
+    assert farewell.transcript[-2] == "C: AUTH <redacted>"
+    assert "AHBy" not in str(farewell)
+
+
 def test_a_password_in_its_place_is_not_logged_either() -> None:
     farewell, _, _ = serve(HELLO, b"AUTH LOGIN\r\n", b"cHJpbnRlcjE=\r\n", b"c2VjcmV0\r\n")
 

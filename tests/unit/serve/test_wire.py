@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import ssl as std_ssl
 import struct
@@ -418,6 +419,35 @@ def test_plain_text_in_a_handshake_is_told_apart(ends: Ends, contexts: Contexts)
     with pytest.raises(PeerGone, match="does not speak TLS"):
         wire.start_tls(contexts[0])
     assert not wire.is_secure
+
+
+def test_a_socket_that_cannot_be_wrapped_is_not_touched_any_more(
+    ends: Ends, contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire, _ = ends
+    descriptor = wire._socket.fileno()
+
+    def fail(_self: object, sock: socket.socket, **_options: object) -> None:
+        os.close(sock.detach())
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(ssl.SSLContext, "wrap_socket", fail)
+    with pytest.raises(PeerGone, match="Invalid argument"):
+        wire.start_tls(contexts[0])
+    # Whoever is accepted next gets the number.
+    other, far_end = socket.socketpair()
+    assert descriptor in (other.fileno(), far_end.fileno())
+    heard = far_end if other.fileno() == descriptor else other
+
+    with pytest.raises(PeerGone):
+        wire.send(b"x")
+    wire.close()
+
+    heard.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        heard.recv(1)
+    other.close()
+    far_end.close()
 
 
 def test_a_handshake_has_a_limit(
