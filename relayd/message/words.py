@@ -17,9 +17,10 @@ from typing import Final
 _CHUNK_BYTES: Final = 45  # base64 of 45 octets and "=?utf-8?b??=" make 72 characters
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CONTROLS: Final = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029]+")
-_NON_ASCII: Final = re.compile(r"[^\x00-\x7f]")
 _ATOM: Final = r"[A-Za-z0-9!#$%&'*+/^_`{|}~-]+"  # no "=" or "?": never half an encoded word
 _ENCODED: Final = r"=\?[A-Za-z0-9_.*-]{1,40}\?[BbQq]\?[A-Za-z0-9!*+/=_-]{0,75}\?="
+_WORD: Final = r"=\?[!->@-~]+\?[BbQq]\?[ -~]*?\?="  # as badly as the library reads them
+_WORDS: Final = re.compile(rf"{_WORD}(?:\s*{_WORD})*")
 _PLAIN_PHRASE: Final = re.compile(rf"(?:{_ATOM}|{_ENCODED})(?: (?:{_ATOM}|{_ENCODED}))*")
 _PLAIN_PHRASE_LIMIT: Final = 200  # characters on one line
 _READ_LIMIT: Final = 8192  # characters; the library's reading is quadratic, and runs on the hub
@@ -65,25 +66,24 @@ def encode_words(text: str) -> bytes:
 
 
 def decode_words(text: str) -> str:
-    """Return `text` with its encoded words read; as it is where they are broken, or too long.
+    """Return `text` with its encoded words read; those that are broken stay, as does a text
+    that is too long. What lies between is left alone.
 
     Characters that UTF-8 cannot say become "?".
     """
     if "=?" not in text or len(text) > _READ_LIMIT:
         return text
+    return _WORDS.sub(_read, text)
+
+
+def _read(words: re.Match[str]) -> str:
+    """Return a run of encoded words read: a character may be cut between two of them."""
     try:
-        # Characters would be lost in what lies between encoded words: encode those first.
-        parts = decode_header(_NON_ASCII.sub(_as_word, text))
         read = "".join(
             part if isinstance(part, str) else part.decode(charset or "latin-1", "replace")
-            for part, charset in parts
+            for part, charset in decode_header(words[0])
         )
         # UTF-7 and Python's own charsets know halves of characters; the spool refuses those.
         return read.encode("utf-8", "replace").decode("utf-8")
     except (MessageError, LookupError, ValueError):
-        return text
-
-
-def _as_word(found: re.Match[str]) -> str:
-    word = b64encode(found[0].encode("utf-8", "replace")).decode("ascii")
-    return f" =?utf-8?b?{word}?= "
+        return words[0]

@@ -71,7 +71,7 @@ class Plain:
             return replies.AUTH_BAD_BASE64
         if len(parts) > 3:  # a NUL inside a name or a password
             return replies.AUTH_FAILED
-        on_behalf, user, password = (_text(part) for part in parts)
+        on_behalf, user, password = map(_text, parts)
         # SECURITY: nobody may act for somebody else, whatever their own password opens.
         if on_behalf not in ("", user):
             return replies.AUTH_FAILED

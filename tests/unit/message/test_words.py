@@ -6,18 +6,33 @@ import warnings
 from email.header import decode_header, make_header
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relayd.message.words import decode_words, encode_words, flat, is_plain_phrase, text_of
 
 
 @given(text=st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=200))
+@example(text="=?¡")  # it was read as "=? ¡ "
 def test_encoded_words_read_back_by_another_hand(text: str) -> None:
     octets = encode_words(text)
 
     assert str(make_header(decode_header(octets.decode("ascii")))) == decode_words(text)
     assert all(len(line) <= 76 for line in octets.split(b"\r\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("Wert=?°C", "Wert=?°C"),
+        ("é=?utf-8?q?=C5=82?=é", "éłé"),
+        ("été =?utf-8?q?=C5?= =?utf-8?q?=82?= aéb", "été ł aéb"),
+        ("=?utf-8?b?gebrochen!?= =? =?utf-8?q?ja?=", "=?utf-8?b?gebrochen!?= =? ja"),
+        ("=?utf-8?q?é?=", "=?utf-8?q?é?="),
+    ],
+)
+def test_only_encoded_words_are_read(text: str, read: str) -> None:
+    assert decode_words(text) == read
 
 
 @given(text=st.text(max_size=100))
@@ -49,7 +64,7 @@ def test_broken_words_stay_as_they_are() -> None:
 
 
 def test_words_between_raw_text_are_read() -> None:
-    assert decode_words("ż =?utf-8?q?=C5=82?=") == "żł"
+    assert decode_words("ż =?utf-8?q?=C5=82?=") == "ż ł"
 
 
 def test_nothing_is_encoded_twice() -> None:
