@@ -295,10 +295,10 @@ def _deliveries(
     upstream: Upstream, verdict: Keep | SetFrom, recipients: tuple[str, ...]
 ) -> Iterator[NewDelivery]:
     sender = str(verdict.address)
-    mailbox = sender if upstream.mailbox == SENDER else upstream.mailbox_id or upstream.mailbox
+    mailbox = mailbox_for(upstream, sender)
     for start in range(0, len(recipients), MOST_RECIPIENTS):
         yield NewDelivery(
-            mailbox=MailboxRef(upstream.name, mailbox.lower()),
+            mailbox=mailbox,
             recipients=recipients[start : start + MOST_RECIPIENTS],
             header_from=sender.lower(),
             # Also where the device's own is kept: what was judged is what goes out, though
@@ -306,6 +306,12 @@ def _deliveries(
             set_from=sender,
             reply_to_original=isinstance(verdict, SetFrom) and verdict.reply_to_original,
         )
+
+
+def mailbox_for(upstream: Upstream, sender: str) -> MailboxRef:
+    """Return the mailbox that mail from `sender` leaves through."""
+    mailbox = sender if upstream.mailbox == SENDER else upstream.mailbox_id or upstream.mailbox
+    return MailboxRef(upstream.name, mailbox.lower())
 
 
 def _refusal(verdict: Refuse | None) -> Refusal | None:

@@ -291,6 +291,40 @@ def test_ids_are_changed_without_asking(
     assert control.asked() == [{"command": f"queue.{word}", "ids": [ID, ID]}]
 
 
+def test_a_move_names_where_to_and_which(
+    control: ControlSocket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control.answers["queue.move"] = [done({"count": 2, "refused": []})]
+    assert run(control, "move", "--upstream", "acs", ID) == 0
+    assert run(control, "move", "--from-upstream", "contoso", "--upstream", "acs", "--yes") == 0
+    assert capsys.readouterr().out == "moved: 2 messages\n" * 2
+    first, second = control.asked()
+    assert first == {"command": "queue.move", "to_upstream": "acs", "ids": [ID]}
+    assert (second["to_upstream"], second["upstream"]) == ("acs", "contoso")
+    assert second["state"] == "waiting"
+
+
+def test_a_move_needs_an_upstream_to_go_to(
+    control: ControlSocket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(control, "move", ID) == 2
+    assert "--upstream" in capsys.readouterr().err
+    assert run(control, "move", "--upstream", "acs") == 2
+    assert control.requests == []
+
+
+def test_what_may_not_move_is_named_with_the_reason(
+    control: ControlSocket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control.answers["queue.move"] = [
+        done({"count": 1, "refused": [{"id": ID, "why": "From header a@b is not\x1b[2J in x"}]})
+    ]
+    assert run(control, "move", "--upstream", "acs", "--from", "a@b", "--yes") == 1
+    assert f"{ID}: not moved: From header a@b is not\\x1b[2J in x" in capsys.readouterr().err
+    assert run(control, "--json", "move", "--upstream", "acs", "--from", "a@b", "--yes") == 1
+    assert list(json.loads(capsys.readouterr().out)) == ["count", "missing", "untouched", "refused"]
+
+
 def test_ids_that_could_not_be_changed_are_named(
     control: ControlSocket, capsys: pytest.CaptureFixture[str]
 ) -> None:
