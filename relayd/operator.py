@@ -4,7 +4,7 @@ One greenlet for each request, on the client's own socket; words in docs/control
 
     queue.list, queue.show                   looking; pages, so that no answer is ever large
     queue.retry, hold, release, delete,      by ids, or by the same filter as list, page by page;
-    queue.move                               what is sent goes as relayd.toml says now
+    queue.move, queue.resend                 what is sent goes as relayd.toml says now
     queue.export                             the content, in pieces, as base64
     devices                                  who may be named in `smtp`
     smtp                                     the socket becomes an SMTP session of a device,
@@ -34,6 +34,7 @@ from relayd.cache.client import Client
 from relayd.cache.frames import Refused
 from relayd.clock import SYSTEM, Clock
 from relayd.config.model import Config, Device, Submitter, User
+from relayd.config.units import show_seconds
 from relayd.deliver.courier import Courier
 from relayd.errors import CacheUnavailable, RelaydError, SpoolUnavailable
 from relayd.master.frames import Frame, Garbage, Json, done, encode, refused
@@ -70,6 +71,7 @@ _WISHES: Final[Mapping[str, moves.Wish]] = {
     "queue.hold": "hold",
     "queue.release": "release",
     "queue.delete": "delete",
+    "queue.resend": "resend",
 }
 _MOST_REFUSED: Final = 20
 
@@ -270,13 +272,38 @@ class Operator:
         wish = _WISHES[command]
         is_dry = bool(request.get("dry_run"))
         pages, answer = self._meant(request, lambda story: is_for(wish, story))
+        if wish == "resend":
+            answer = self._lost(answer)
         count = 0
         for part in pages:
-            count += len(part) if is_dry else self._do(wish, part)
+            count += self._would(wish, part) if is_dry else self._do(wish, part)
             yield done({"count": count}, more=True)
         if not is_dry:
             log.info("queue.wished", command=command, messages=count, uid=_uid(peer))
         yield done({"count": count, **answer})
+
+    def _would(self, wish: moves.Wish, messages: Sequence[QueueId]) -> int:
+        """Return how many of these a wish is for."""
+        if wish != "resend":
+            return len(messages)
+        # Most of what was sent has no content any more, and is not meant.
+        courses = self._door.courses(messages, frozenset({State.SENT}), with_content=True)
+        return len({one.message for one in courses})
+
+    def _lost(self, answer: Mapping[str, Sequence[Json]]) -> dict[str, list[Json]]:
+        """Say of sent messages whose content is gone why they cannot be sent again."""
+        others = {key: list(value) for key, value in answer.items()}
+        lost = [one for one in others.get("untouched", []) if self._is_sent(str(one))]
+        if "untouched" in others:
+            others["untouched"] = [one for one in others["untouched"] if one not in lost]
+            kept = show_seconds(self._config.spool.keep_sent_content)
+            why = f'its content is not kept any more, [spool] keep_sent_content is "{kept}"'
+            others["refused"] = [{"id": one, "why": why} for one in lost]
+        return others
+
+    def _is_sent(self, message: str) -> bool:
+        story = self._reader.show(parse_queue_id(message))
+        return story is not None and any(one.state is State.SENT for one in story.deliveries)
 
     def _do(self, wish: moves.Wish, messages: list[QueueId]) -> int:
         """Do it; what is to be sent goes as it is configured now. Returns how many messages."""

@@ -116,10 +116,11 @@ _ACTIONS: Final = (
     ),
     Action(
         "resend",
-        "send sent mail again (not available yet)",
-        "  relayd queue resend 1JV7SEQSLMJCW",
-        _EXITS["id"],
-        "id",
+        "send sent mail again, as long as its content is kept (keep_sent_content)",
+        "  relayd queue resend 1JV7SEQSLMJCW\n"
+        "  relayd queue resend --to ops@contoso.com --since 2h",
+        _EXITS["both"],
+        "both",
     ),
 )
 
@@ -381,15 +382,6 @@ def export(options: argparse.Namespace) -> int:
     return command_line.OK
 
 
-def resend(options: argparse.Namespace) -> int:
-    """Refuse, in words."""
-    terminal.complain(
-        "queue resend is not available yet; mail that failed: relayd queue retry "
-        f"{options.id}; mail that was sent is in Sent Items of its mailbox"
-    )
-    return command_line.FAILED
-
-
 def _story(options: argparse.Namespace) -> Frame:
     (story,) = look(options, {"command": "queue.show", "id": options.id})
     return story
@@ -422,7 +414,7 @@ def _is_down(path: str) -> bool:
 
 
 def change(options: argparse.Namespace) -> int:
-    """Retry, hold, release, move or delete."""
+    """Retry, hold, release, move, delete or resend."""
     request: dict[str, Json] = {"command": f"queue.{options.action}"}
     if options.action == "move":
         request["to_upstream"] = options.to_upstream
@@ -436,12 +428,16 @@ def change(options: argparse.Namespace) -> int:
         request["ids"] = list(options.ids)
     else:
         request |= filter_of(options)
-        if options.state is None and options.action == "release":
-            request["state"] = "held"
+        if options.state is None and options.action in _MEANT:
+            request["state"] = _MEANT[options.action]
         if not _is_sure(options, request):
             return command_line.FAILED
     answer = _last(options, {**request, "dry_run": True} if options.dry_run else request)
     return _told(options, answer)
+
+
+_MEANT: Final = {"release": "held", "resend": "sent"}
+"""States that a filter means without --state, where "waiting" makes no sense."""
 
 
 def _is_sure(options: argparse.Namespace, request: Frame) -> bool:
@@ -450,7 +446,8 @@ def _is_sure(options: argparse.Namespace, request: Frame) -> bool:
         return True
     count = _count(_last(options, {**request, "dry_run": True}))
     if not count:
-        terminal.complain("no message matches; nothing done")
+        kept = " whose content is kept" if options.action == "resend" else ""
+        terminal.complain(f"no message{kept} matches; nothing done")
         return False
     if terminal.ask_yes(f"{options.action} {_messages(count)}?"):
         return True
@@ -460,8 +457,11 @@ def _is_sure(options: argparse.Namespace, request: Frame) -> bool:
 
 _DONE: Final = {
     "retry": "tried again now", "hold": "held", "release": "released", "delete": "deleted",
-    "move": "moved",
+    "move": "moved", "resend": "sent again",
 }  # fmt: skip
+
+
+_REFUSED: Final = {"move": "not moved", "resend": "not sent again"}
 
 
 def _told(options: argparse.Namespace, answer: Frame) -> int:
@@ -471,7 +471,7 @@ def _told(options: argparse.Namespace, answer: Frame) -> int:
     refused = _rows(answer.get("refused"))
     if options.json:
         told: dict[str, Json] = {"count": count, "missing": missing, "untouched": untouched}
-        terminal.print_json(told | ({"refused": refused} if options.action == "move" else {}))
+        terminal.print_json(told | ({"refused": refused} if options.action in _REFUSED else {}))
     else:
         verb = f"would {options.action}" if options.dry_run else _DONE[options.action]
         print(f"{verb}: {_messages(count)}")
@@ -482,7 +482,8 @@ def _told(options: argparse.Namespace, answer: Frame) -> int:
                 f"{one}: nothing there to {options.action}; relayd queue show {one} says why"
             )
         for row in refused:
-            terminal.complain(f"{row.get('id')}: not moved: {row.get('why')}")
+            not_done = _REFUSED.get(options.action, "nothing done")
+            terminal.complain(f"{row.get('id')}: {not_done}: {row.get('why')}")
     is_whole = count and not missing and not untouched and not refused
     return command_line.OK if is_whole else command_line.FAILED
 
@@ -526,5 +527,4 @@ _ACTS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
     "show": show,
     "trace": trace,
     "export": export,
-    "resend": resend,
 }

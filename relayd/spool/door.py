@@ -55,7 +55,15 @@ from relayd.spool.space import Space, refuse_network
 from relayd.spool.sqlite import Applied, Core
 from relayd.spool.store import Expired, Hold, Taker, Work
 from relayd.spool.transaction import Operation, Pair, Policy, Value, causes
-from relayd.spool.upkeep import Clamp, Expire, ForgetContent, ForgetHistory, KnownFiles, ReadWork
+from relayd.spool.upkeep import (
+    Clamp,
+    Expire,
+    ForgetContent,
+    ForgetHistory,
+    ForgetSent,
+    KnownFiles,
+    ReadWork,
+)
 from relayd.spool.wishes import Adopt, Ask, Hasten
 
 log = structlog.get_logger()
@@ -181,6 +189,7 @@ class SqliteDoor:
         self._space = space
         self._lane_lock = lane_lock
         self._told_free = -1
+        self._has_forgotten_sent = False
         self._taker: Taker = _NoTaker()
         self._holds: tuple[Hold, ...] = ()
         self._causes: Mapping[Pair, str] = {}
@@ -444,6 +453,9 @@ class SqliteDoor:
             log.warning("spool.clock_jumped", brought_back=clamped)
         expired = () if ahead_s > _JUMP_S else self._expired()
         self._page(ForgetContent)
+        if not self._has_forgotten_sent:
+            self._page(ForgetSent)
+            self._has_forgotten_sent = True
         self._page(ForgetHistory)
         self._remove_orphans()
         self._flusher.in_thread(lambda: self._core.checkpoint(truncate=True))

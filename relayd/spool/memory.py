@@ -465,7 +465,7 @@ class MemoryDoor:
         row.fence += 1
         row.due = now
         row.settled_at = now if row.state in moves.FINAL else None
-        self._note(row, wish, "by an operator")
+        self._note(row, moves.WISHED[wish], "by an operator")
         if row.state is State.READY:
             row.done = moves.forgiven(was, row.done)
             if row.expires_at <= now:

@@ -44,6 +44,15 @@ WISHES: Final[Mapping[Wish, Mapping[State, State]]] = {
     "resend": {State.SENT: State.READY},
 }
 
+WISHED: Final[Mapping[Wish, str]] = {
+    "retry": "retried",
+    "hold": "held",
+    "release": "released",
+    "delete": "deleted",
+    "resend": "resent",
+}
+"""What the journal calls them."""
+
 WHILE_LEASED: Final[Mapping[Wish, str]] = {
     "hold": "hold",
     "delete": "delete",

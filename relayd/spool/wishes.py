@@ -19,13 +19,6 @@ from relayd.spool.transaction import SIBLINGS, Operation, Transaction, marks, si
 from relayd.values import frozen
 
 _MOVED_AT_ONCE: Final = 1000
-_OUTCOMES: Final = {
-    "retry": "retried",
-    "hold": "held",
-    "release": "released",
-    "delete": "deleted",
-    "resend": "resent",
-}
 
 
 @frozen
@@ -81,7 +74,7 @@ class Ask(Operation[int]):
             if was is State.HELD and _probe_now(batch, (upstream, mailbox, header_from, held_by)):
                 return True  # it, or an older one like it, is tried at once; if that works, all go
         to = moves.WISHES[self.wish][was]
-        _journal(batch, delivery, _OUTCOMES[self.wish])
+        _journal(batch, delivery, moves.WISHED[self.wish])
         kept = json.loads(done or "{}")
         if to is State.READY:
             kept = moves.forgiven(was, kept)

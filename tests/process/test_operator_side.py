@@ -226,6 +226,29 @@ def test_a_wrong_secret_is_named_and_once_it_is_right_all_goes(
     assert "relayd is done" in relay.cli("queue", "show", queue_id).stdout
 
 
+def test_sent_mail_is_sent_again_as_long_as_its_content_is_kept(
+    relay: RelayProcess, sandbox: SandboxProcess
+) -> None:
+    lost = relay.json("send", "--wait", "--to", "a@contoso.com")["id"]
+    done = relay.cli("queue", "resend", lost, check=False)
+    assert done.returncode == 1
+    assert 'its content is not kept any more, [spool] keep_sent_content is "0"' in done.stderr
+    relay.configure(**{'retry = ["1s"]': 'retry = ["1s"]\nkeep_sent_content = "1h"'})
+    relay.cli("reload")
+    kept = relay.json("send", "--wait", "--to", "b@contoso.com")["id"]
+    sandbox.client.wait_for(2)
+    assert (
+        "would resend: 1 message"
+        in relay.cli("queue", "resend", "--since", "1d", "--dry-run").stdout
+    )
+    assert relay.cli("queue", "resend", kept).stdout == "sent again: 1 message\n"
+    mails = sandbox.client.wait_for(3)
+    assert [sorted(mail.addresses) for mail in mails].count(["b@contoso.com"]) == 2
+    wait_until(lambda: relay.show(kept)["deliveries"][0]["state"] == "sent")
+    outcomes = [one["outcome"] for one in relay.show(kept)["attempts"]]
+    assert outcomes == ["sent", "resent", "sent"]
+
+
 def test_a_filter_changes_what_it_matches_and_nothing_else(
     relay: RelayProcess, sandbox: SandboxProcess
 ) -> None:

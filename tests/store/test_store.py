@@ -577,6 +577,36 @@ def test_resend_needs_kept_content(make: Make) -> None:
     assert door.resend([message]) == 0
 
 
+def test_kept_content_goes_when_none_is_to_be_kept_any_more(make: Make) -> None:
+    backend = make(keep_sent_s=86_400)
+    door = backend.open()
+    messages = [put(door, backend.clock), put(door, backend.clock, octets=LARGE)]
+    for lease in door.lease(ALERTS, limit=2):
+        door.settle(lease, SENT)
+    waits = put(door, backend.clock)
+    door.close()
+    backend.keep_sent(0)
+    door = backend.open()
+    door.sweep()
+    assert door.resend(messages) == 0
+    assert door.hold([waits]) == 1
+    assert read(door, waits)
+
+
+def test_a_large_message_is_sent_again_with_its_content(make: Make) -> None:
+    backend = make(keep_sent_s=3600)
+    door = backend.open()
+    message = put(door, backend.clock, octets=LARGE)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, SENT)
+    door.sweep()
+    assert door.resend([message]) == 1
+    (again,) = door.lease(ALERTS, limit=1)
+    assert (again.attempt, again.recipients) == (2, ("admin@contoso.com",))
+    assert read(door, message) == LARGE
+    assert backend.journal(again.delivery)[:2] == ["sent", "resent"]
+
+
 def test_hasten_makes_an_upstreams_deferred_mail_due(backend: Backend, door: Store) -> None:
     put(door, backend.clock)
     put(door, backend.clock, way(OTHER))

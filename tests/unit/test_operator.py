@@ -19,7 +19,7 @@ from gevent import socket
 from relayd.access.replan import Replanner
 from relayd.cache.client import Client
 from relayd.cache.frames import Refused
-from relayd.config.model import Config, Device, Spool, Upstream, User
+from relayd.config.model import Config, Device, Upstream, User
 from relayd.deliver.courier import Courier, UpstreamStatus
 from relayd.errors import CacheUnavailable, SpoolUnavailable
 from relayd.master.frames import Decoder, Frame, Json
@@ -69,15 +69,21 @@ class FakeCache:
 class Room:
     """An Operator and what is around it."""
 
-    def __init__(self, folder: Path, *upstreams: Upstream, patience_s: float = 5.0) -> None:
-        self.backend = SqliteBackend(folder)
+    def __init__(
+        self,
+        folder: Path,
+        *upstreams: Upstream,
+        patience_s: float = 5.0,
+        keep_sent_s: float = 0.0,
+    ) -> None:
+        self.backend = SqliteBackend(folder, keep_sent_s=keep_sent_s)
         self.door: SqliteDoor = self.backend.open()
         self.clock = self.backend.clock
         self.courier = FakeCourier()
         self.cache = FakeCache()
         self.spoken: list[str] = []
         self.config = Config(
-            spool=Spool(url=f"sqlite://{self.backend.path}"),
+            spool=self.backend.settings,
             upstream=upstreams or (Upstream(name="contoso"),),
             device=(Device(name="ups", networks=("192.0.2.0/24",), default_from="a@contoso.com"),),
             user=(User(name="printer1", upstream="contoso", from_="p@contoso.com"),),
@@ -266,6 +272,46 @@ def test_a_message_under_way_can_be_wished_for(room: Room) -> None:
     room.door.lease(ALERTS, limit=1)
     answer = room.result({"command": "queue.hold", "ids": [queue_id_text(message)]})
     assert answer["untouched"] == []
+
+
+@pytest.fixture
+def keeping(tmp_path: Path) -> Iterator[Room]:
+    """A room that keeps the content of sent mail for an hour."""
+    room = Room(tmp_path, keep_sent_s=3600.0)
+    yield room
+    room.close()
+
+
+def sent(room: Room) -> QueueId:
+    message = room.put()
+    (lease,) = room.door.lease(ALERTS, limit=1)
+    room.door.settle(lease, SENT)
+    return message
+
+
+def test_sent_mail_is_sent_again_while_its_content_is_kept(keeping: Room) -> None:
+    message = sent(keeping)
+    request: Frame = {"command": "queue.resend", "ids": [queue_id_text(message)]}
+    assert keeping.result({**request, "dry_run": True})["count"] == 1
+    assert keeping.result(request) == {"count": 1, "missing": [], "untouched": [], "refused": []}
+    assert keeping.state(message) is State.READY
+    assert keeping.result(request)["untouched"] == [queue_id_text(message)]
+
+
+def test_sent_mail_without_content_says_what_is_kept_how_long(keeping: Room) -> None:
+    message = sent(keeping)
+    keeping.clock.advance(3601)
+    keeping.door.sweep()
+    kept = sent(keeping)
+    ids: list[Json] = [queue_id_text(message), "1JV7SEQSLMJCW"]
+    why = 'its content is not kept any more, [spool] keep_sent_content is "1h"'
+    assert keeping.result({"command": "queue.resend", "ids": ids}) == {
+        "count": 0, "missing": ids[1:], "untouched": [], "refused": [{"id": ids[0], "why": why}],
+    }  # fmt: skip
+    request: Frame = {"command": "queue.resend", "state": "sent"}
+    assert keeping.result({**request, "dry_run": True}) == {"count": 1}
+    assert keeping.result(request) == {"count": 1}
+    assert (keeping.state(message), keeping.state(kept)) == (State.SENT, State.READY)
 
 
 # ---- another way out
