@@ -44,8 +44,8 @@ from relayd.deliver.lane import Way
 from relayd.errors import RelaydError, SpoolUnavailable
 from relayd.identity.tokens import TokenClient
 from relayd.master.channel import Channel, Packet
-from relayd.master.child import ChildContext
-from relayd.master.frames import Garbage
+from relayd.master.child import ChildContext, status_packets
+from relayd.master.frames import Garbage, Json
 from relayd.net.hotpath import HotPath
 from relayd.net.http import Dialer, Resolver, pool
 from relayd.net.tls import ServerTls
@@ -268,14 +268,12 @@ class Worker:
             # With many devices and upstreams all of it would not fit in one packet.
             for part in metrics.pieces(metrics.snapshot()):
                 self._channel.send({"event": "counters", "counters": part})
-            self._channel.send(
-                {
-                    "event": "status",
-                    "connections": len(self._sessions),
-                    "spool": {"ok": not trouble, "text": trouble},
-                    **figures,
-                }
-            )
+            own: dict[str, Json] = {
+                "connections": len(self._sessions),
+                "spool": {"ok": not trouble, "text": trouble},
+            }
+            for packet in status_packets(own | figures):
+                self._channel.send(packet)
         except Garbage as error:
             log.warning("channel.garbage", text=str(error))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import selectors
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,17 @@ from relayd.cache.frames import Refused
 from relayd.config.model import Config, Device, Upstream, User
 from relayd.deliver.courier import Courier, UpstreamStatus
 from relayd.errors import CacheUnavailable, SpoolUnavailable
-from relayd.master.frames import Decoder, Frame, Json
+from relayd.master import report
+from relayd.master.board import Board
+from relayd.master.channel import Channel, pair
+from relayd.master.checker import Loaded
+from relayd.master.child import status_packets
+from relayd.master.crew import Child, Crew, Life
+from relayd.master.frames import Decoder, Frame, Json, encode
+from relayd.master.household import Household
+from relayd.master.launch import Launch
+from relayd.master.log import Log
+from relayd.master.settings import select
 from relayd.operator import Operator, follow, is_for
 from relayd.serve.session import PeerGone
 from relayd.spool.door import SqliteDoor
@@ -426,6 +437,37 @@ def test_an_upstream_that_is_not_there_is_refused_with_those_that_are(mended: Ro
     words, code = mended.refusal({"command": "queue.move", "to_upstream": "gone", "ids": []})
     assert words == "no [upstream.gone] is configured; there are: contoso, acs"
     assert code == 2
+
+
+# ---- figures for the master
+
+
+def test_three_hundred_upstreams_arrive_at_the_master_and_fit_its_answer(room: Room) -> None:
+    """They were one packet, which did not fit from about 150 on: status knew of none."""
+    text = "no answer from login.microsoftonline.com: " + "x" * 300
+    room.courier.rows = tuple(status(f"tenant{n}", "down", "dns-failed", text) for n in range(300))
+    selector = selectors.DefaultSelector()
+    household = Household(Launch(path="/x"), Board(), Log(fd=2), selector, list)
+    ours, theirs = (Channel(sock) for sock in pair())
+    child = Child(
+        pid=1, kind="worker", number=1, serial=1, row=1, generation=1, channel=ours, born_at=0.0,
+        life=Life.READY,
+    )  # fmt: skip
+    for packet in status_packets(room.operator.figures()):
+        assert theirs.send(packet)
+        household._listen(child)
+    crew = Crew("worker", 1, Loaded(select(Config()), fd=-1), (), 1)
+    crew.adopt(child)
+    household.crews = [crew]
+    answer = report.status(household, crew, {})
+    upstreams = answer["upstreams"]
+    assert isinstance(upstreams, dict)
+    assert len(upstreams) == 300
+    assert answer["queue"] == {}
+    encode(answer)
+    selector.close()
+    theirs.close()
+    ours.close()
 
 
 # ---- devices, and SMTP for `relayd send`
