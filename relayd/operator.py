@@ -3,7 +3,8 @@
 One greenlet for each request, on the client's own socket; words in docs/control.md:
 
     queue.list, queue.show                   looking; pages, so that no answer is ever large
-    queue.retry, hold, release, delete       by ids, or by the same filter as list, page by page
+    queue.retry, hold, release, delete,      by ids, or by the same filter as list, page by page;
+    queue.move, queue.resend                 what is sent goes as relayd.toml says now
     queue.export                             the content, in pieces, as base64
     devices                                  who may be named in `smtp`, and who of them may
                                              send a mail that is described
@@ -18,6 +19,7 @@ its connection and nobody else anything.
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias, TypeVar, cast
 
@@ -27,11 +29,14 @@ from gevent.threadpool import ThreadPool
 
 from relayd import gauges
 from relayd.access.plan import Plan, Planner, Refusal
+from relayd.access.replan import Replanner
+from relayd.access.senders import Refuse
 from relayd.access.users import Users
 from relayd.cache.client import Client
 from relayd.cache.frames import Refused
 from relayd.clock import SYSTEM, Clock
 from relayd.config.model import Config, Device, Submitter, User
+from relayd.config.units import show_seconds
 from relayd.deliver.courier import Courier
 from relayd.errors import CacheUnavailable, RelaydError, SpoolUnavailable
 from relayd.master.frames import Frame, Garbage, Json, done, encode, refused
@@ -41,7 +46,14 @@ from relayd.queueview import PAGE, Now, Outage, clock_words, look, outage_words,
 from relayd.serve.session import PeerGone, PeerSilent
 from relayd.spool import moves
 from relayd.spool.door import SqliteDoor, spool_path
-from relayd.spool.model import QueueId, State, parse_queue_id, queue_id_text
+from relayd.spool.model import (
+    MailboxRef,
+    QueueId,
+    Redirect,
+    State,
+    parse_queue_id,
+    queue_id_text,
+)
 from relayd.spool.queries import Counts, Filter, Listed, Reader, Story
 from relayd.values import frozen
 from relayd.wayout import Answers
@@ -64,7 +76,9 @@ _WISHES: Final[Mapping[str, moves.Wish]] = {
     "queue.hold": "hold",
     "queue.release": "release",
     "queue.delete": "delete",
+    "queue.resend": "resend",
 }
+_MOST_REFUSED: Final = 20
 
 _NOWHERE: Final = Origin(
     session="", listener="", ip="", helo="", device="", user="", protocol="ESMTP"
@@ -128,12 +142,7 @@ class Operator:
         self._clock = clock
         self._patience_s = patience_s
         self._reader = _ThreadedReader(Reader(spool_path(config.spool.url), clock))
-        self._do: Mapping[moves.Wish, Callable[[Sequence[QueueId]], int]] = {
-            "retry": door.retry,
-            "hold": door.hold,
-            "release": door.release,
-            "delete": door.delete,
-        }
+        self._replanner = Replanner(config, self._users)
 
     def close(self) -> None:
         """Close the connection that looks; who asks later is told to ask another worker."""
@@ -253,6 +262,8 @@ class Operator:
                     yield from self._devices(request)
                 case _ if command in self._more:
                     yield from self._more[command](request)
+                case "queue.move":
+                    yield from self._move(request, peer)
                 case _ if command in _WISHES:
                     yield from self._wish(command, request, peer)
                 case _:
@@ -317,39 +328,122 @@ class Operator:
         """Do it, or with "dry_run" only count; a frame for each page, the last has the sum."""
         wish = _WISHES[command]
         is_dry = bool(request.get("dry_run"))
-        given = request.get("ids")
+        pages, answer = self._meant(request, lambda story: is_for(wish, story))
+        if wish == "resend":
+            answer = self._lost(answer)
         count = 0
-        answer: dict[str, Json] = {}
-        if isinstance(given, list):
-            ids, answer = self._sorted_out(wish, [parse_queue_id(str(one)) for one in given])
-            pages = iter([ids])
-        else:
-            pages = self._matching(parse_filter(request))
-        for ids in pages:
-            for start in range(0, len(ids), _MOST_AT_ONCE):
-                part = ids[start : start + _MOST_AT_ONCE]
-                count += len(part) if is_dry else self._do[wish](part)
+        for part in pages:
+            count += self._would(wish, part) if is_dry else self._do(wish, part)
             yield done({"count": count}, more=True)
         if not is_dry:
-            uid = peer.get("uid") if isinstance(peer, Mapping) else None
-            log.info("queue.wished", command=command, messages=count, uid=uid)
+            log.info("queue.wished", command=command, messages=count, uid=_uid(peer))
         yield done({"count": count, **answer})
 
+    def _would(self, wish: moves.Wish, messages: Sequence[QueueId]) -> int:
+        """Return how many of these a wish is for."""
+        if wish != "resend":
+            return len(messages)
+        # Most of what was sent has no content any more, and is not meant.
+        courses = self._door.courses(messages, frozenset({State.SENT}), with_content=True)
+        return len({one.message for one in courses})
+
+    def _lost(self, answer: Mapping[str, Sequence[Json]]) -> dict[str, list[Json]]:
+        """Say of sent messages whose content is gone why they cannot be sent again."""
+        others = {key: list(value) for key, value in answer.items()}
+        lost = [one for one in others.get("untouched", []) if self._is_sent(str(one))]
+        if "untouched" in others:
+            others["untouched"] = [one for one in others["untouched"] if one not in lost]
+            kept = show_seconds(self._config.spool.keep_sent_content)
+            why = f'its content is not kept any more, [spool] keep_sent_content is "{kept}"'
+            others["refused"] = [{"id": one, "why": why} for one in lost]
+        return others
+
+    def _is_sent(self, message: str) -> bool:
+        story = self._reader.show(parse_queue_id(message))
+        return story is not None and any(one.state is State.SENT for one in story.deliveries)
+
+    def _do(self, wish: moves.Wish, messages: list[QueueId]) -> int:
+        """Do it; what is to be sent goes as it is configured now. Returns how many messages."""
+        match wish:
+            case "hold":
+                return self._door.hold(messages)
+            case "delete":
+                return self._door.delete(messages)
+            case "retry" | "release" | "resend":
+                act = {"retry": self._door.retry, "release": self._door.release}
+                return act.get(wish, self._door.resend)(messages, self._corrected(wish, messages))
+
+    def _corrected(self, wish: moves.Wish, messages: Sequence[QueueId]) -> list[Redirect]:
+        self._replanner.refresh()
+        states = frozenset(moves.WISHES[wish])
+        courses = self._door.courses(messages, states, with_content=True)
+        return self._replanner.corrected(courses)
+
+    def _move(self, request: Frame, peer: Json) -> Iterator[Frame]:
+        """Take mail to another upstream; replies as `_wish`, and `refused`: some that may not."""
+        upstream = str(request.get("to_upstream") or "")
+        if not self._replanner.knows(upstream):
+            there = ", ".join(self._replanner.upstreams[:_MOST_REFUSED]) or "none"
+            raise ValueError(f"no [upstream.{upstream}] is configured; there are: {there}")
+        self._replanner.refresh()
+        is_dry = bool(request.get("dry_run"))
+        pages, answer = self._meant(request, _is_movable)
+        count = 0
+        stayed: dict[QueueId, str] = {}
+        for part in pages:
+            redirects, staying = self._moved(part, upstream)
+            moved = {one.course.message for one in redirects}
+            if not is_dry:
+                self._door.redirect(redirects, "operator")
+            count += len(moved)
+            stayed |= {one: why for one, why in staying.items() if why or one not in moved}
+            yield done({"count": count}, more=True)
+        if not is_dry:
+            log.info(
+                "queue.wished", command="queue.move", messages=count, uid=_uid(peer),
+                upstream=upstream,
+            )  # fmt: skip
+        yield done({"count": count, **_stayed(stayed, answer)})
+
+    def _moved(
+        self, messages: Sequence[QueueId], upstream: str
+    ) -> tuple[list[Redirect], dict[QueueId, str]]:
+        """Return how to move them, and which stay for what reason, "" where they go so already."""
+        redirects: list[Redirect] = []
+        stay: dict[QueueId, str] = {}
+        for course in self._door.courses(messages, moves.TURNED_BY["operator"]):
+            verdict = self._replanner.moved(course, upstream)
+            if isinstance(verdict, Redirect):
+                redirects.append(verdict)
+            elif isinstance(verdict, Refuse):
+                stay[course.message] = verdict.log_reason
+            else:
+                stay.setdefault(course.message, "")
+        return redirects, stay
+
+    def _meant(
+        self, request: Frame, is_fit: Callable[[Story], bool]
+    ) -> tuple[Iterator[list[QueueId]], dict[str, list[Json]]]:
+        """Return the messages a request means in parts, and what to say of the others."""
+        given = request.get("ids")
+        if not isinstance(given, list):
+            return _parts(self._matching(parse_filter(request))), {}
+        ids, others = self._sorted_out([parse_queue_id(str(one)) for one in given], is_fit)
+        return _parts(iter([ids])), others
+
     def _sorted_out(
-        self, wish: moves.Wish, ids: Sequence[QueueId]
-    ) -> tuple[list[QueueId], dict[str, Json]]:
+        self, ids: Sequence[QueueId], is_fit: Callable[[Story], bool]
+    ) -> tuple[list[QueueId], dict[str, list[Json]]]:
         """Return those there are, and the others with their reason.
 
-        missing: nobody knows them; untouched: the wish makes no sense where they stand.
+        missing: nobody knows them; untouched: what is asked makes no sense where they stand.
         """
         stories = {one: self._reader.show(one) for one in dict.fromkeys(ids)}
         missing: list[Json] = [queue_id_text(one) for one, story in stories.items() if not story]
         untouched: list[Json] = [
-            queue_id_text(one)
-            for one, story in stories.items()
-            if story and not is_for(wish, story)
+            queue_id_text(one) for one, story in stories.items() if story and not is_fit(story)
         ]
-        there = [one for one, story in stories.items() if story and is_for(wish, story)]
+        there = [one for one, story in stories.items() if story and is_fit(story)]
         return there, {"missing": missing, "untouched": untouched}
 
     def _matching(self, wanted: Filter) -> Iterator[list[QueueId]]:
@@ -425,6 +519,33 @@ def _frame(reply: Frame) -> bytes:
         return encode(refused("the answer is too large; ask for less"))
 
 
+def _parts(pages: Iterator[list[QueueId]]) -> Iterator[list[QueueId]]:
+    """Yield the same messages, not too many in one commit."""
+    for ids in pages:
+        for start in range(0, len(ids) or 1, _MOST_AT_ONCE):
+            yield ids[start : start + _MOST_AT_ONCE]
+
+
+def _uid(peer: Json) -> Json:
+    return peer.get("uid") if isinstance(peer, Mapping) else None
+
+
+def _stayed(stayed: Mapping[QueueId, str], answer: Mapping[str, list[Json]]) -> dict[str, Json]:
+    """Return what to say of messages that were not moved, added to what is said already."""
+    there = [queue_id_text(one) for one, why in stayed.items() if not why]
+    refused: list[Json] = [
+        {"id": queue_id_text(one), "why": why} for one, why in stayed.items() if why
+    ]
+    out: dict[str, Json] = {"refused": refused[:_MOST_REFUSED]}
+    if "untouched" in answer:
+        out |= {**answer, "untouched": [*answer["untouched"], *there]}
+    return out
+
+
+def _is_movable(story: Story) -> bool:
+    return any(one.state in moves.TURNED_BY["operator"] for one in story.deliveries)
+
+
 def is_for(wish: moves.Wish, story: Story) -> bool:
     """Tell whether a wish can do anything about a message; the spool decides once more."""
     states = {one.state for one in story.deliveries}
@@ -433,6 +554,30 @@ def is_for(wish: moves.Wish, story: Story) -> bool:
     if wish in moves.STARTS and not story.has_content:
         return False
     return bool(states & moves.WISHES[wish].keys())
+
+
+def follow(door: SqliteDoor, replanner: Replanner) -> int:
+    """Have waiting mail go as its upstreams are configured now; returns how many deliveries.
+
+    raises: SpoolUnavailable.
+    """
+    replanner.refresh()
+    mailboxes = replanner.mailboxes()
+    told: Counter[tuple[MailboxRef, MailboxRef]] = Counter()
+    try:
+        while courses := door.astray(mailboxes):
+            redirects = replanner.corrected(courses)
+            changed = door.redirect(redirects, "configuration")
+            if not changed:
+                break  # somebody else was quicker; what is left is looked at in a minute
+            told[courses[0].mailbox, redirects[0].mailbox] += changed
+    finally:
+        for (was, now), count in told.items():
+            log.info(
+                "queue.redirected", upstream=now.upstream, mailbox=now.mailbox,
+                was=was.mailbox, deliveries=count,
+            )  # fmt: skip
+    return told.total()
 
 
 class _ThreadedReader:

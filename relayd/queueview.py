@@ -21,10 +21,16 @@ from relayd.deliver import catalogue
 from relayd.identity import aadsts
 from relayd.master.frames import Frame, Json, done, refused
 from relayd.spool import moves
-from relayd.spool.model import PRIORITIES, QueueId, State, parse_queue_id, queue_id_text
+from relayd.spool.model import (
+    PRIORITIES,
+    MailboxRef,
+    QueueId,
+    State,
+    parse_queue_id,
+    queue_id_text,
+)
 from relayd.spool.queries import Filter, Listed, Story, Tried
 from relayd.spool.store import Hold
-from relayd.spool.wishes import missing
 from relayd.values import frozen
 
 PAGE: Final = 200
@@ -213,18 +219,29 @@ def told(story: Story, now: Now) -> dict[str, Json]:
         "body_sha256": story.body_sha256,
         "has_content": story.has_content,
         "deliveries": [shown(one, now) | _words(one, story, now) for one in story.deliveries],
-        "attempts": [_attempt(one, story) for one in story.journal],
+        "attempts": [
+            _attempt(one, way) for one, way in zip(story.journal, _ways(story), strict=True)
+        ],
     }
 
 
-def _attempt(one: Tried, story: Story) -> dict[str, Json]:
+def _ways(story: Story) -> list[MailboxRef]:
+    """Return the way out that each row of the journal is about: what it had at that time."""
+    now = {one.delivery: MailboxRef(one.upstream, one.mailbox) for one in story.deliveries}
+    out: list[MailboxRef] = []
+    for tried in reversed(story.journal):
+        out.append(now.get(tried.delivery, MailboxRef("", "")))
+        if tried.outcome == moves.MOVED:
+            now[tried.delivery] = moves.turned_from(tried.text) or out[-1]
+    return out[::-1]
+
+
+def _attempt(one: Tried, way: MailboxRef) -> dict[str, Json]:
     row: dict[str, Json] = dict(asdict(one))
     row["started_at"] = stamp(one.started_at)
     row["finished_at"] = stamp(one.finished_at)
     row.pop("delivery")
-    mine = next((each for each in story.deliveries if each.delivery == one.delivery), None)
-    row["upstream"] = mine.upstream if mine else ""
-    row["mailbox"] = mine.mailbox if mine else ""
+    row["upstream"], row["mailbox"] = way
     return row
 
 
@@ -269,7 +286,7 @@ def explained(one: Listed, story: Story, now: Now) -> Plain:
 def _plain(one: Listed, story: Story, mine: list[Tried], now: Now) -> Plain:
     over = [each for each in reversed(mine) if each.finished_at is not None]
     last = over[0] if over else None
-    tried = next((each for each in over if each.text != _BY_OPERATOR), None)
+    tried = next((each for each in over if not _is_asked(each) and not _is_move(each)), None)
     match one.state:
         case State.READY:
             return _ready(one, last, now)
@@ -309,6 +326,8 @@ def _ready(one: Listed, last: Tried | None, now: Now) -> Plain:
             _do(last.code, last.http_status),
         )
     asked = f" An operator asked for it at {stamp(last.finished_at)}." if _is_asked(last) else ""
+    if _is_move(last):
+        asked = f" It was moved at {stamp(last.finished_at)}: {last.text}."
     return Plain(
         f"It waits for its turn: {one.mailbox} sends only so many at once (`concurrency`).{asked}",
         "Nothing; if it stays so, see relayd status.",
@@ -322,6 +341,10 @@ _BY_OPERATOR: Final = "by an operator"
 
 def _is_asked(last: Tried | None) -> TypeGuard[Tried]:
     return last is not None and last.text == _BY_OPERATOR
+
+
+def _is_move(last: Tried | None) -> TypeGuard[Tried]:
+    return last is not None and last.outcome == moves.MOVED
 
 
 def outage_words(name: str, outage: Outage) -> tuple[str, str]:
@@ -393,16 +416,19 @@ def _held(one: Listed, story: Story, last: Tried | None, now: Now) -> Plain:
     if one.held_by == moves.AMBIGUOUS:
         at = f" at {stamp(last.finished_at)}" if last else ""
         what = _bare(last.text) if last and last.text else "the last try ended without an answer"
+        ways = zip(story.journal, _ways(story), strict=True)
+        mailbox = next((way.mailbox for each, way in ways if each is last), one.mailbox)
         return Plain(
             f"It may have been sent{at}: {what}.",
-            f"Look for Message-ID {story.message_id or '(none)'} in Sent Items of {one.mailbox}."
+            f"Look for Message-ID {story.message_id or '(none)'} in Sent Items of {mailbox}."
             f" Not there: relayd queue release {_id(one)}. There: relayd queue delete {_id(one)}",
         )
-    if one.held_by == missing(one.upstream):
+    if one.held_by == moves.missing(one.upstream):
         return Plain(
             f"There is no [upstream.{one.upstream}] in the configuration any more.",
             f"Put it back, then relayd reload: this mail goes by itself."
-            f" Or give it up: relayd queue delete {_id(one)}",
+            f" Or relayd queue move --upstream OTHER {_id(one)},"
+            f" or give it up: relayd queue delete {_id(one)}",
         )
     return _held_by_cause(one, last, now)
 

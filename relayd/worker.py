@@ -31,6 +31,7 @@ from gevent.event import Event
 
 from relayd.access.logins import Verifier
 from relayd.access.plan import Planner
+from relayd.access.replan import Replanner
 from relayd.access.users import Users
 from relayd.cache.client import Client, socket_path
 from relayd.clock import SYSTEM
@@ -43,14 +44,14 @@ from relayd.deliver.lane import Way
 from relayd.errors import RelaydError, SpoolUnavailable
 from relayd.identity.tokens import TokenClient
 from relayd.master.channel import Channel, Packet
-from relayd.master.child import ChildContext
-from relayd.master.frames import Garbage
+from relayd.master.child import ChildContext, status_packets
+from relayd.master.frames import Garbage, Json
 from relayd.net.hotpath import HotPath
 from relayd.net.http import Dialer, Resolver, pool
 from relayd.net.tls import ServerTls
 from relayd.observe import log as logging
 from relayd.observe import metrics
-from relayd.operator import Operator
+from relayd.operator import Operator, follow
 from relayd.quota.slots import SlotClient
 from relayd.serve.callers import Callers
 from relayd.serve.desk import House
@@ -133,6 +134,7 @@ class Worker:
             for name, fd in context.listeners
         ]
         self._users = users
+        self._replanner = Replanner(config, users)
         self._operator = Operator(
             config,
             self._door,
@@ -266,14 +268,12 @@ class Worker:
             # With many devices and upstreams all of it would not fit in one packet.
             for part in metrics.pieces(metrics.snapshot()):
                 self._channel.send({"event": "counters", "counters": part})
-            self._channel.send(
-                {
-                    "event": "status",
-                    "connections": len(self._sessions),
-                    "spool": {"ok": not trouble, "text": trouble},
-                    **figures,
-                }
-            )
+            own: dict[str, Json] = {
+                "connections": len(self._sessions),
+                "spool": {"ok": not trouble, "text": trouble},
+            }
+            for packet in status_packets(own | figures):
+                self._channel.send(packet)
         except Garbage as error:
             log.warning("channel.garbage", text=str(error))
 
@@ -292,8 +292,13 @@ class Worker:
             self._tls.refresh()
 
     def _adopt(self) -> None:
-        """Hold the mail of upstreams that are gone, free that of those that are back."""
+        """Hold the mail of upstreams that are gone, free that of those that are back.
+
+        Before that, what an upstream sends through another mailbox now has its way out changed:
+        nothing is to be tried once more on the old one.
+        """
         try:
+            follow(self._door, self._replanner)
             self._door.adopt([one.name for one in self._config.upstream])
         except SpoolUnavailable:
             return  # mail gets 451, and that is said; again in a minute

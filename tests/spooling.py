@@ -9,6 +9,7 @@ import subprocess
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar, cast
@@ -161,6 +162,10 @@ class Backend(Protocol):
 
     def journal(self, delivery: int) -> Sequence[str]: ...
 
+    def keep_sent(self, seconds: float) -> None:
+        """For doors opened from now on."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -190,6 +195,9 @@ class MemoryBackend:
 
     def journal(self, delivery: int) -> Sequence[str]:
         return [note.outcome for note in self.spool.journal if note.delivery == delivery]
+
+    def keep_sent(self, seconds: float) -> None:
+        self._keeping = replace(self._keeping, keep_sent=timedelta(seconds=seconds))
 
     def close(self) -> None:
         pass
@@ -253,6 +261,9 @@ class SqliteBackend:
         with closing(Reader(self.path, self.clock)) as reader:
             journal = reader.trace(QueueId(delivery & -64))
         return [one.outcome for one in journal if one.delivery == delivery]
+
+    def keep_sent(self, seconds: float) -> None:
+        self.settings = replace(self.settings, keep_sent_content=seconds)
 
     def close(self) -> None:
         for door, body in self._doors:

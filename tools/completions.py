@@ -57,7 +57,8 @@ def kind_of(leaf: Leaf, argument: Argument) -> str:
     about = leaf.name.split()[1]
     if argument.metavar in ("FILE", "DIR"):
         return {"FILE": "file", "DIR": "folder"}[argument.metavar]
-    if argument.metavar == "UPSTREAM" or "--upstream" in argument.options:
+    names = {"--upstream", "--from-upstream"}
+    if argument.metavar == "UPSTREAM" or names & set(argument.options):
         return "upstream"
     if "--device" in argument.options:
         return "device"

@@ -293,9 +293,8 @@ def _deliveries(
     upstream: Upstream, verdict: Keep | SetFrom, recipients: tuple[str, ...]
 ) -> tuple[NewDelivery, ...]:
     sender = str(verdict.address)
-    mailbox = sender if upstream.mailbox == SENDER else upstream.mailbox_id or upstream.mailbox
     whole = NewDelivery(
-        mailbox=MailboxRef(upstream.name, mailbox.lower()),
+        mailbox=mailbox_for(upstream, sender),
         recipients=recipients,
         header_from=sender.lower(),
         # Also where the device's own is kept: what was judged is what goes out, though
@@ -308,6 +307,12 @@ def _deliveries(
     starts = range(0, len(recipients), MOST_RECIPIENTS)
     parts = [recipients[start : start + MOST_RECIPIENTS] for start in starts]
     return tuple(replace(whole, recipients=part) for part in parts)
+
+
+def mailbox_for(upstream: Upstream, sender: str) -> MailboxRef:
+    """Return the mailbox that mail from `sender` leaves through."""
+    mailbox = sender if upstream.mailbox == SENDER else upstream.mailbox_id or upstream.mailbox
+    return MailboxRef(upstream.name, mailbox.lower())
 
 
 def _refused(verdict: Refuse) -> Refusal:

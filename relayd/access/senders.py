@@ -92,6 +92,34 @@ def judge(
     return Keep(said)
 
 
+def judge_again(
+    submitter: Submitter,
+    upstream: Upstream,
+    planned: Address,
+    *,
+    was_foreign: bool,
+    was_mailbox: bool,
+) -> Judgement:
+    """Return what becomes of a From that was planned when other settings were in force.
+
+    planned:     what the message was to go out with.
+    was_foreign: it stands in place of the device's own, which goes into Reply-To.
+    was_mailbox: it is the mailbox that the message was to leave through.
+    """
+    if submitter.from_:
+        return SetFrom(parse_path(submitter.from_), reply_to_original=False)
+    if was_foreign:
+        return _instead(submitter, upstream, reply_to_original=True)
+    if may_send_as(submitter, upstream, planned):
+        return Keep(planned)
+    mailbox = _mailbox_address(upstream) if was_mailbox else None
+    if mailbox is not None:
+        return SetFrom(mailbox, reply_to_original=False)
+    if upstream.on_foreign_sender == "rewrite":
+        return _instead(submitter, upstream, reply_to_original=True)
+    return _foreign(submitter, upstream, planned, in_header=True)
+
+
 def judge_envelope(
     submitter: Submitter,
     upstream: Upstream,

@@ -93,6 +93,14 @@ _ACTIONS: Final = (
         "both",
     ),
     Action(
+        "move",
+        "take waiting mail to another upstream",
+        "  relayd queue move --upstream acs 1JV7SEQSLMJCW\n"
+        "  relayd queue move --upstream acs --from-upstream contoso --dry-run",
+        _EXITS["both"],
+        "both",
+    ),
+    Action(
         "delete",
         "give up and drop the content",
         "  relayd queue delete 1JV7SEQSLMJCW\n  relayd queue delete --to old@contoso.com --dry-run",
@@ -108,10 +116,11 @@ _ACTIONS: Final = (
     ),
     Action(
         "resend",
-        "send sent mail again (not available yet)",
-        "  relayd queue resend 1JV7SEQSLMJCW",
-        _EXITS["id"],
-        "id",
+        "send sent mail again, as long as its content is kept (keep_sent_content)",
+        "  relayd queue resend 1JV7SEQSLMJCW\n"
+        "  relayd queue resend --to ops@contoso.com --since 2h",
+        _EXITS["both"],
+        "both",
     ),
 )
 
@@ -139,8 +148,13 @@ def add_queue(parser: argparse.ArgumentParser) -> None:
             sub.add_argument("id", metavar="ID")
         if action.takes == "both":
             sub.add_argument("ids", metavar="ID", nargs="*")
+        if action.name == "move":
+            sub.add_argument(
+                "--upstream", dest="to_upstream", metavar="NAME", required=True,
+                help="the upstream to take it to",
+            )  # fmt: skip
         if action.takes != "id":
-            _filters(sub)
+            _filters(sub, "--from-upstream" if action.name == "move" else "--upstream")
         if action.takes == "both":
             sub.add_argument("--yes", action="store_true", help="do not ask")
             sub.add_argument("--dry-run", action="store_true", help="only say how many it means")
@@ -149,7 +163,8 @@ def add_queue(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _filters(parser: argparse.ArgumentParser) -> None:
+def _filters(parser: argparse.ArgumentParser, upstream: str) -> None:
+    """Add them. upstream: what the one for the upstream is called."""
     parser.add_argument(
         "--state", metavar="STATE", choices=_STATES, default=None, help=" ".join(_STATES)
     )
@@ -157,11 +172,11 @@ def _filters(parser: argparse.ArgumentParser) -> None:
         ("--from", "TEXT", "part of the envelope sender"),
         ("--to", "TEXT", "part of a recipient's address"),
         ("--device", "NAME", "name of the [[device]] or [[user]]"),
-        ("--upstream", "NAME", "name of the upstream"),
+        (upstream, "NAME", "name of the upstream"),
         ("--message-id", "TEXT", "part of the Message-ID"),
         ("--since", "WHEN", "accepted since: 2h, 3d or 2026-11-20T10:00:00Z"),
     ):
-        dest = "from_" if name == "--from" else name[2:].replace("-", "_")
+        dest = {"--from": "from_", upstream: "upstream"}.get(name, name[2:].replace("-", "_"))
         parser.add_argument(name, dest=dest, metavar=metavar, default="", help=text)
 
 
@@ -367,15 +382,6 @@ def export(options: argparse.Namespace) -> int:
     return command_line.OK
 
 
-def resend(options: argparse.Namespace) -> int:
-    """Refuse, in words."""
-    terminal.complain(
-        "queue resend is not available yet; mail that failed: relayd queue retry "
-        f"{options.id}; mail that was sent is in Sent Items of its mailbox"
-    )
-    return command_line.FAILED
-
-
 def _story(options: argparse.Namespace) -> Frame:
     (story,) = look(options, {"command": "queue.show", "id": options.id})
     return story
@@ -408,8 +414,10 @@ def _is_down(path: str) -> bool:
 
 
 def change(options: argparse.Namespace) -> int:
-    """Retry, hold, release or delete."""
+    """Retry, hold, release, move, delete or resend."""
     request: dict[str, Json] = {"command": f"queue.{options.action}"}
+    if options.action == "move":
+        request["to_upstream"] = options.to_upstream
     has_filter = any(getattr(options, name) for name in _FILTERS)
     if bool(options.ids) == has_filter:
         return _usage(
@@ -420,12 +428,16 @@ def change(options: argparse.Namespace) -> int:
         request["ids"] = list(options.ids)
     else:
         request |= filter_of(options)
-        if options.state is None and options.action == "release":
-            request["state"] = "held"
+        if options.state is None and options.action in _MEANT:
+            request["state"] = _MEANT[options.action]
         if not _is_sure(options, request):
             return command_line.FAILED
     answer = _last(options, {**request, "dry_run": True} if options.dry_run else request)
     return _told(options, answer)
+
+
+_MEANT: Final = {"release": "held", "resend": "sent"}
+"""States that a filter means without --state, where "waiting" makes no sense."""
 
 
 def _is_sure(options: argparse.Namespace, request: Frame) -> bool:
@@ -434,7 +446,8 @@ def _is_sure(options: argparse.Namespace, request: Frame) -> bool:
         return True
     count = _count(_last(options, {**request, "dry_run": True}))
     if not count:
-        terminal.complain("no message matches; nothing done")
+        kept = " whose content is kept" if options.action == "resend" else ""
+        terminal.complain(f"no message{kept} matches; nothing done")
         return False
     if terminal.ask_yes(f"{options.action} {_messages(count)}?"):
         return True
@@ -444,15 +457,21 @@ def _is_sure(options: argparse.Namespace, request: Frame) -> bool:
 
 _DONE: Final = {
     "retry": "tried again now", "hold": "held", "release": "released", "delete": "deleted",
+    "move": "moved", "resend": "sent again",
 }  # fmt: skip
+
+
+_REFUSED: Final = {"move": "not moved", "resend": "not sent again"}
 
 
 def _told(options: argparse.Namespace, answer: Frame) -> int:
     count = _count(answer)
     missing = [str(one) for one in _list(answer.get("missing"))]
     untouched = [str(one) for one in _list(answer.get("untouched"))]
+    refused = _rows(answer.get("refused"))
     if options.json:
-        terminal.print_json({"count": count, "missing": missing, "untouched": untouched})
+        told: dict[str, Json] = {"count": count, "missing": missing, "untouched": untouched}
+        terminal.print_json(told | ({"refused": refused} if options.action in _REFUSED else {}))
     else:
         verb = f"would {options.action}" if options.dry_run else _DONE[options.action]
         print(f"{verb}: {_messages(count)}")
@@ -462,7 +481,11 @@ def _told(options: argparse.Namespace, answer: Frame) -> int:
             terminal.complain(
                 f"{one}: nothing there to {options.action}; relayd queue show {one} says why"
             )
-    return command_line.OK if count and not missing and not untouched else command_line.FAILED
+        for row in refused:
+            not_done = _REFUSED.get(options.action, "nothing done")
+            terminal.complain(f"{row.get('id')}: {not_done}: {row.get('why')}")
+    is_whole = count and not missing and not untouched and not refused
+    return command_line.OK if is_whole else command_line.FAILED
 
 
 def _last(options: argparse.Namespace, request: Frame) -> Frame:
@@ -504,5 +527,4 @@ _ACTS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
     "show": show,
     "trace": trace,
     "export": export,
-    "resend": resend,
 }

@@ -23,7 +23,7 @@ VALUES: Final[Mapping[type[object], Mapping[str, Allowed]]] = {
         "vault_certificate": ("",),
         "vault_identity": ("",),
     },
-    model.Spool: {"keep_sent_content": (0.0,), "encryption_key": (model.Secret(),)},
+    model.Spool: {"encryption_key": (model.Secret(),)},
     model.Upstream: {
         "transport": ("graph",),
         "credential": ("secret",),

@@ -113,7 +113,8 @@ _SPAM_BLOCK: Final = (
 _NO_MAILBOX: Final = (
     "Check `mailbox` of the upstream: it must exist in this tenant, have an Exchange Online "
     "licence or be a shared mailbox, and be written as its user principal name or object id "
-    "(`mailbox_id`); relayd doctor prints the commands that show it."
+    "(`mailbox_id`); relayd doctor prints the commands that show it. Corrected and reloaded, what "
+    "is held goes there by itself."
 )
 _LARGE: Final = (
     "Send a smaller file (scan at a lower resolution), or give large mail another way out."

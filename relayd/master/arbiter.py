@@ -221,7 +221,7 @@ class Arbiter:
         house.phase = Phase.RUNNING
         for crew in crews:
             if crew.kind not in upgrade.KINDS:
-                household.drain(crew.children(), house.now() + house.graceful_s)
+                house.drain(crew.children())
         self._reexec.resumed(map(house.control.adopt, state.upgrade_clients), state.was)
         self._reload.replaces_cached = True
         self._reload.on_end = self._reexec.tell
@@ -268,13 +268,12 @@ class Arbiter:
                 (one for crew in (*house.household.crews, house.current) for one in crew.listening),
                 implicit=[one.name for one in settings if one.tls == "implicit"],
             )
-            house.notifier.extend(house.graceful_s + house.timings.fast_grace_s + _SPARE_S)
         children = list(house.household.children())
         if is_hasty:
             house.household.hasten(children, house.now() + house.timings.fast_grace_s)
         else:
-            workers = [child for child in children if child.kind == "worker"]
-            house.household.drain(workers, house.now() + house.graceful_s)
+            longest_s = house.drain(child for child in children if child.kind == "worker")
+            house.notifier.extend(longest_s + house.timings.fast_grace_s + _SPARE_S)
 
     def _go_on_stopping(self, now: float) -> None:
         self._turn_away.go_on()
@@ -324,7 +323,7 @@ class Arbiter:
         """Have so many workers more; returns how many there are to be."""
         house = self.house
         leaving = house.current.resize(house.current.size + change)
-        house.household.drain(leaving, house.now() + house.graceful_s)
+        house.drain(leaving)
         house.log.info("workers.changed", workers=house.current.size)
         return house.current.size
 

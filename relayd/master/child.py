@@ -7,9 +7,11 @@ One AF_UNIX SOCK_SEQPACKET pair for each child; a packet is one JSON object of a
                      {"event": "failed", "text": …}   cannot serve; then it exits
                      {"event": "status", …}           a child's figures, at most every 2 s:
                         worker: {"connections": n, "queue": {"ready": n, …}, "oldest_s": s,
-                                 "upstreams": {…}, "spool": {"ok": b, …}}
+                                 "spool": {"ok": b, …}}
                         admin:  {"admin": {"address": …, "listening": b, "text": …}, …}
-                     {"event": "counters", "counters": {…}}  cumulative, in parts, before it
+                     {"event": "counters", "counters": {…}}    cumulative, in parts, before it
+                     {"event": "upstreams", "upstreams": {…}}  likewise; a status with
+                                                      "upstreams" has all of them
                      {"event": "callers" or "errors", "rows": […]}  news, of all children
     master -> child  {"do": "drain"}                  graceful stop; then exit 0
                      {"do": "reclaim", "pid": n}      a worker died: take back its leases
@@ -24,9 +26,15 @@ End of file means that the master died: close listeners at once, drain for at mo
 
 from __future__ import annotations
 
-from typing import Protocol
+import json
+from collections.abc import Iterator, Mapping
+from typing import Final, Protocol
 
+from relayd.master.frames import Frame, Json
 from relayd.values import frozen
+
+_PART_OCTETS: Final = 32_000
+"""Of rows in one packet: half of what fits, for a row may be long."""
 
 
 class Pulse(Protocol):
@@ -73,3 +81,31 @@ class ChildContext:
     listeners: tuple[tuple[str, int], ...]
     channel_fd: int
     pulse: Pulse
+
+
+def status_packets(figures: Frame) -> Iterator[Frame]:
+    """Yield what tells the master a worker's figures; each fits a packet.
+
+    figures: as in "status"; its upstreams go ahead in parts, because of hundreds not all fit.
+    """
+    upstreams = figures.get("upstreams")
+    if not isinstance(upstreams, Mapping) or not upstreams:
+        # None known, of a worker that cannot tell: what it told before is not true any more.
+        yield {"event": "status", "upstreams": {}, **figures}
+        return
+    for part in _parts(upstreams):
+        yield {"event": "upstreams", "upstreams": part}
+    yield {"event": "status", **{key: figures[key] for key in figures if key != "upstreams"}}
+
+
+def _parts(rows: Mapping[str, Json]) -> Iterator[dict[str, Json]]:
+    part: dict[str, Json] = {}
+    size = 0
+    for name, row in rows.items():
+        octets = len(json.dumps({name: row}))
+        if part and size + octets > _PART_OCTETS:
+            yield part
+            part, size = {}, 0
+        part[name] = row
+        size += octets
+    yield part

@@ -8,12 +8,13 @@ from __future__ import annotations
 import enum
 import os
 import selectors
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from relayd.clock import Clock
 from relayd.master.checker import Loaded
 from relayd.master.control import Control
-from relayd.master.crew import Crew
+from relayd.master.crew import Child, Crew
 from relayd.master.household import Household
 from relayd.master.launch import Launch, Timings
 from relayd.master.log import Log
@@ -60,10 +61,20 @@ class House:
         """Return how patient to be."""
         return self.launch.timings
 
-    @property
-    def graceful_s(self) -> float:
-        """Return [server] graceful_timeout, as in force."""
-        return self.current.config.settings.graceful_timeout_s
+    def drain(self, children: Iterable[Child]) -> float:
+        """Tell children to finish and go; returns how long the last of them may take, seconds.
+
+        Each has the graceful_timeout that it knows, that of its own generation, and then a
+        moment more: at that time it cuts what is left, says so and closes the spool. SIGKILL
+        at the same instant would take that from it.
+        """
+        longest_s = 0.0
+        for child in children:
+            settings = self.household.crew_of(child).config.settings
+            patience_s = settings.graceful_timeout_s + self.timings.cut_grace_s
+            self.household.drain([child], self.now() + patience_s)
+            longest_s = max(longest_s, patience_s)
+        return longest_s
 
     def now(self) -> float:
         """Return monotonic seconds."""

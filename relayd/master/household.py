@@ -32,6 +32,8 @@ from relayd.observe import metrics, recent
 
 _PACKETS_AT_ONCE: Final = 32
 _LONGEST_TEXT: Final = 400
+_IN_PARTS: Final = ("counters", "upstreams")
+"""Figures that come before a status, and stay when it has none."""
 
 
 class What(enum.Enum):
@@ -300,11 +302,17 @@ class Household:
                 self._news.append(News(What.FAILED, child, text))
             case "status":
                 told = {k: v for k, v in members.items() if k != "event"}
-                child.figures = {"counters": child.figures.get("counters", {})} | told
+                kept = {k: child.figures[k] for k in _IN_PARTS if k in child.figures}
+                child.figures = {"counters": {}} | kept | told
                 child.heard_at = self._clock.monotonic()
             case "counters":
                 known: dict[str, Json] = {**counters(child.figures), **counters(members)}
                 child.figures = {**child.figures, "counters": known}
+            case "upstreams":
+                child.figures = {
+                    **child.figures,
+                    "upstreams": {**_rows(child.figures), **_rows(members)},
+                }
             case "callers":
                 self.callers.hear(members.get("rows"))
             case "errors":
@@ -355,6 +363,12 @@ def counters(figures: dict[str, Json]) -> metrics.Snapshot:
     """Return the metrics snapshot of a status packet; {} when it has none."""
     found = figures.get("counters")
     return cast("metrics.Snapshot", found) if isinstance(found, dict) else {}
+
+
+def _rows(figures: Frame) -> Frame:
+    """Return the upstreams of figures; {} when there are none."""
+    found = figures.get("upstreams")
+    return found if isinstance(found, Mapping) else {}
 
 
 def sockets_of(crews: Iterable[Crew]) -> dict[int, Bound]:

@@ -24,6 +24,7 @@ class Timings:
     silent_s: float = 30.0  # a child that does not beat for so long hangs
     abort_grace_s: float = 5.0  # from SIGABRT (its stack goes to the log) to SIGKILL
     fast_grace_s: float = 5.0  # from SIGTERM to SIGKILL
+    cut_grace_s: float = 5.0  # for a worker whose graceful_timeout is over to end by itself
     ready_within_s: float = 30.0  # a new generation; later: the reload is refused
     cached_head_start_s: float = 10.0  # workers wait for cached, but not for ever
     check_within_s: float = 60.0

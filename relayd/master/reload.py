@@ -207,7 +207,7 @@ class Reload:
         house = self._house
         old, house.current, self._rising = house.current, rising, None
         old.dismiss()
-        house.household.drain(old.children(), now + house.graceful_s)
+        house.drain(old.children())
         self._close_unused(old.listening, rising.listening)
         for one in self._fresh:
             house.announce(one)

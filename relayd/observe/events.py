@@ -68,6 +68,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "process.privileged": "The relay runs as root; it need not.",
     "process.started": "A process of relayd is up.",
     "process.stopped": "A process of relayd ended as it was told to.",
+    "queue.redirected": "`deliveries=` waiting ones go through `mailbox=` from now on, as the configuration says, and not through `was=`.",
     "queue.wished": "An operator changed the queue; `uid=` says who, `messages=` how many.",
     "quota.waiting": "A mailbox's pacing or slots make messages wait.",
     "relay.ready": "All workers serve: the relay takes mail.",

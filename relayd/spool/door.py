@@ -36,23 +36,34 @@ from relayd.spool.holders import name_of
 from relayd.spool.ids import DELIVERIES, Ids, claim
 from relayd.spool.leasing import Reclaim, Renew, TakeLeases
 from relayd.spool.model import (
+    Course,
     Lease,
     MailboxRef,
     NewDelivery,
     NewMessage,
     QueueId,
+    Redirect,
     Settlement,
     State,
     queue_id_text,
 )
 from relayd.spool.queries import PAGE, Counts, Filter, Listed, Reader, Story
 from relayd.spool.reading import Contents
+from relayd.spool.redirecting import ReadAstray, ReadCourses, RedirectAll
 from relayd.spool.settling import ReleaseHeld, Settle
 from relayd.spool.space import Space, refuse_network
 from relayd.spool.sqlite import Applied, Core
 from relayd.spool.store import Expired, Hold, Taker, Told, Work
 from relayd.spool.transaction import Operation, Pair, Policy, Value, causes
-from relayd.spool.upkeep import Clamp, Expire, ForgetContent, ForgetHistory, KnownFiles, ReadWork
+from relayd.spool.upkeep import (
+    Clamp,
+    Expire,
+    ForgetContent,
+    ForgetHistory,
+    ForgetSent,
+    KnownFiles,
+    ReadWork,
+)
 from relayd.spool.wishes import Adopt, Ask, Hasten
 
 log = structlog.get_logger()
@@ -178,6 +189,7 @@ class SqliteDoor:
         self._space = space
         self._lane_lock = lane_lock
         self._told_free = -1
+        self._has_forgotten_sent = False
         self._taker: Taker = _NoTaker()
         self._holds: tuple[Hold, ...] = ()
         self._causes: Mapping[Pair, str] = {}
@@ -345,25 +357,28 @@ class SqliteDoor:
 
     # -- operators --------------------------------------------------------------------------
 
-    def retry(self, messages: Sequence[QueueId]) -> int:
-        """Try these now, FAILED ones included; returns how many messages it reached."""
-        return self.ask(Ask("retry", tuple(messages)))
+    def retry(self, messages: Sequence[QueueId], redirects: Sequence[Redirect] = ()) -> int:
+        """Try these now, FAILED ones included; returns how many messages it reached.
+
+        redirects: of their deliveries, in the same commit; so with release and resend.
+        """
+        return self.ask(Ask("retry", tuple(messages), tuple(redirects)))
 
     def hold(self, messages: Sequence[QueueId]) -> int:
         """Hold these until `release`; returns how many messages it reached."""
         return self.ask(Ask("hold", tuple(messages)))
 
-    def release(self, messages: Sequence[QueueId]) -> int:
+    def release(self, messages: Sequence[QueueId], redirects: Sequence[Redirect] = ()) -> int:
         """Let held ones go; returns how many messages it reached."""
-        return self.ask(Ask("release", tuple(messages)))
+        return self.ask(Ask("release", tuple(messages), tuple(redirects)))
 
     def delete(self, messages: Sequence[QueueId]) -> int:
         """Give these up and drop their content; returns how many messages it reached."""
         return self.ask(Ask("delete", tuple(messages)))
 
-    def resend(self, messages: Sequence[QueueId]) -> int:
+    def resend(self, messages: Sequence[QueueId], redirects: Sequence[Redirect] = ()) -> int:
         """Send SENT ones again whose content was kept; returns how many messages it reached."""
-        return self.ask(Ask("resend", tuple(messages)))
+        return self.ask(Ask("resend", tuple(messages), tuple(redirects)))
 
     def hasten(self, upstream: str) -> int:
         """Make all that is DEFERRED for `upstream` due now: it answers again."""
@@ -372,6 +387,27 @@ class SqliteDoor:
     def adopt(self, upstreams: Sequence[str]) -> int:
         """Hold mail of upstreams not named here, free what was held so and is named again."""
         return self._all_of(lambda: self.ask(Adopt(tuple(upstreams))))
+
+    def courses(
+        self, messages: Sequence[QueueId], states: frozenset[State], *, with_content: bool = False
+    ) -> list[Course]:
+        """Return the way out of deliveries of these messages, if they are in these states.
+
+        with_content: only of those whose content is kept.
+        """
+        return self.ask(ReadCourses(tuple(messages), states, with_content))
+
+    def astray(self, mailboxes: Sequence[MailboxRef]) -> list[Course]:
+        """Return waiting deliveries whose upstream sends through another mailbox by now.
+
+        mailboxes: the one mailbox of each upstream that has one.
+        returns:   some that have the same wrong one; [] where there are none.
+        """
+        return self.ask(ReadAstray(tuple(mailboxes)))
+
+    def redirect(self, redirects: Sequence[Redirect], why: moves.Why) -> int:
+        """Give deliveries another way out; returns how many still stood as they were read."""
+        return self.ask(RedirectAll(tuple(redirects), why))
 
     # -- looking ----------------------------------------------------------------------------
 
@@ -421,6 +457,9 @@ class SqliteDoor:
             log.warning("spool.clock_jumped", brought_back=clamped)
         expired = () if ahead_s > _JUMP_S else self._expired()
         self._page(ForgetContent)
+        if not self._has_forgotten_sent:
+            self._page(ForgetSent)
+            self._has_forgotten_sent = True
         self._page(ForgetHistory)
         self._remove_orphans()
         self._flusher.in_thread(lambda: self._core.checkpoint(truncate=True))

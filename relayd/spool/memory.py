@@ -22,17 +22,18 @@ from relayd.errors import LeaseLost, SpoolUnavailable
 from relayd.spool import moves
 from relayd.spool.ids import DELIVERIES, Ids, accepted_micros
 from relayd.spool.model import (
+    Course,
     Lease,
     MailboxRef,
     NewDelivery,
     NewMessage,
     QueueId,
+    Redirect,
     Settlement,
     State,
 )
 from relayd.spool.store import Expired, Hold, Taker, Told, Work
 from relayd.spool.transaction import Pair
-from relayd.spool.wishes import missing
 from relayd.values import frozen
 
 _PIECE: Final = 262_144
@@ -416,28 +417,33 @@ class MemoryDoor:
 
     # -- operators --------------------------------------------------------------------------
 
-    def retry(self, messages: Sequence[QueueId]) -> int:
-        """Try these now, FAILED ones included; returns how many messages it reached."""
-        return self._ask("retry", messages)
+    def retry(self, messages: Sequence[QueueId], redirects: Sequence[Redirect] = ()) -> int:
+        """Try these now, FAILED ones included; returns how many messages it reached.
+
+        redirects: of their deliveries, in the same commit; so with release and resend.
+        """
+        return self._ask("retry", messages, redirects)
 
     def hold(self, messages: Sequence[QueueId]) -> int:
         """Hold these until `release`; returns how many messages it reached."""
         return self._ask("hold", messages)
 
-    def release(self, messages: Sequence[QueueId]) -> int:
+    def release(self, messages: Sequence[QueueId], redirects: Sequence[Redirect] = ()) -> int:
         """Let held ones go; returns how many messages it reached."""
-        return self._ask("release", messages)
+        return self._ask("release", messages, redirects)
 
     def delete(self, messages: Sequence[QueueId]) -> int:
         """Give these up and drop their content; returns how many messages it reached."""
         return self._ask("delete", messages)
 
-    def resend(self, messages: Sequence[QueueId]) -> int:
+    def resend(self, messages: Sequence[QueueId], redirects: Sequence[Redirect] = ()) -> int:
         """Send SENT ones again whose content was kept; returns how many messages it reached."""
-        return self._ask("resend", messages)
+        return self._ask("resend", messages, redirects)
 
-    def _ask(self, wish: moves.Wish, messages: Sequence[QueueId]) -> int:
-        self._guard()
+    def _ask(
+        self, wish: moves.Wish, messages: Sequence[QueueId], redirects: Sequence[Redirect] = ()
+    ) -> int:
+        self.redirect(redirects, "wish")
         reached = [
             [self._wished(wish, row) for row in self.spool.deliveries(message)]
             for message in dict.fromkeys(messages)
@@ -468,7 +474,7 @@ class MemoryDoor:
         row.fence += 1
         row.due = now
         row.settled_at = now if row.state in moves.FINAL else None
-        self._note(row, wish, "by an operator")
+        self._note(row, moves.WISHED[wish], "by an operator")
         if row.state is State.READY:
             row.done = moves.forgiven(was, row.done)
             if row.expires_at <= now:
@@ -503,13 +509,93 @@ class MemoryDoor:
         for row in self.spool.rows.values():
             upstream = row.way.mailbox.upstream
             if row.state in _WAITING and upstream not in upstreams:
-                row.state, row.held_by = State.HELD, missing(upstream)
-            elif row.held_by == missing(upstream) and upstream in upstreams:
+                row.state, row.held_by = State.HELD, moves.missing(upstream)
+            elif row.held_by == moves.missing(upstream) and upstream in upstreams:
                 self._free(row)
             else:
                 continue
             moved += 1
         return moved
+
+    def courses(
+        self, messages: Sequence[QueueId], states: frozenset[State], *, with_content: bool = False
+    ) -> list[Course]:
+        """Return the way out of deliveries of these messages, if they are in these states.
+
+        with_content: only of those whose content is kept.
+        """
+        self._guard()
+        return [
+            self._course(row)
+            for message in dict.fromkeys(messages)
+            for row in self.spool.deliveries(message)
+            if row.state in states and (row.message in self.spool.contents or not with_content)
+        ]
+
+    def astray(self, mailboxes: Sequence[MailboxRef]) -> list[Course]:
+        """Return waiting deliveries whose upstream sends through another mailbox by now.
+
+        mailboxes: the one mailbox of each upstream that has one.
+        returns:   some that have the same wrong one; [] where there are none.
+        """
+        self._guard()
+        right = {one.upstream: one for one in mailboxes}
+        wrong = [
+            one
+            for one in map(self._course, self.spool.rows.values())
+            if moves.is_turned(one) and right.get(one.mailbox.upstream, one.mailbox) != one.mailbox
+        ]
+        return [one for one in wrong if one.mailbox == wrong[0].mailbox]
+
+    def _course(self, row: Row) -> Course:
+        message = self.spool.messages[row.message]
+        return Course(
+            delivery=row.id,
+            message=row.message,
+            state=row.state,
+            held_by=row.held_by,
+            mailbox=row.way.mailbox,
+            header_from=row.way.header_from,
+            set_from=row.way.set_from,
+            reply_to_original=row.way.reply_to_original,
+            device=message.device,
+            user=message.user,
+        )
+
+    def redirect(self, redirects: Sequence[Redirect], why: moves.Why) -> int:
+        """Give deliveries another way out; returns how many still stood as they were read."""
+        self._guard()
+        return sum(self._redirected(one, why) for one in redirects)
+
+    def _redirected(self, one: Redirect, why: moves.Why) -> bool:
+        row = self.spool.rows.get(one.course.delivery)
+        if row is None or row.state not in moves.TURNED_BY[why]:
+            return False
+        if self._course(row) != one.course:
+            return False
+        pair = row.pair
+        to = moves.turned(one.course, why)
+        row.way = dataclasses.replace(
+            row.way,
+            mailbox=one.mailbox,
+            header_from=one.header_from,
+            set_from=one.set_from,
+            reply_to_original=one.reply_to_original,
+        )
+        row.state, row.held_by = to.state, to.held_by
+        row.fence += 1
+        if to.is_due:
+            row.due = self._clock.utcnow()
+        self._note(row, moves.MOVED, moves.turned_words(one, why))
+        if one.course.state is State.HELD:
+            self._drop_holds(pair)
+        self._taker.offer([one.mailbox])
+        return True
+
+    def _drop_holds(self, pair: Pair) -> None:
+        for key in [one for one in self.spool.holds if one[0] == pair]:
+            if not any(row.held_by == key[1] for row in self._held(pair)):
+                del self.spool.holds[key]
 
     # -- upkeep -----------------------------------------------------------------------------
 

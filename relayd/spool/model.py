@@ -100,6 +100,40 @@ class NewDelivery:
 
 
 @frozen(kw_only=True)
+class Course:
+    """The way out a delivery has as it lies there, and who handed it in; to judge it anew.
+
+    set_from: the From it goes out with, as NewDelivery's; header_from: the same in lower case.
+    """
+
+    delivery: int
+    message: QueueId
+    state: State
+    held_by: str
+    mailbox: MailboxRef
+    header_from: str
+    set_from: str
+    reply_to_original: bool
+    device: str
+    user: str
+
+
+@frozen(kw_only=True)
+class Redirect:
+    """Another way out for a delivery, if it still stands as `course` says."""
+
+    course: Course
+    mailbox: MailboxRef
+    set_from: str
+    reply_to_original: bool
+
+    @property
+    def header_from(self) -> str:
+        """Return the From that Holds go by."""
+        return self.set_from.lower()
+
+
+@frozen(kw_only=True)
 class NewMessage:
     """A message about to be made durable; its content is in the draft.
 

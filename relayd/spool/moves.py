@@ -5,14 +5,16 @@ Every store asks here, so that they agree; which moves exist at all is model.NEX
     settled   an attempt ended: recipients are counted off, the operator's wish is obeyed
     reclaimed the holder died: back to READY, or HELD where a duplicate would be worse
     WISHES    what an operator may ask for, from which state, and where it leads
+    turned    it got another way out: what only its old one held is free
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
-from relayd.spool.model import Settlement, State
+from relayd.spool.model import Course, MailboxRef, Redirect, Settlement, State
 from relayd.values import frozen
 
 LEASE_S: Final = 240.0
@@ -42,6 +44,15 @@ WISHES: Final[Mapping[Wish, Mapping[State, State]]] = {
     "resend": {State.SENT: State.READY},
 }
 
+WISHED: Final[Mapping[Wish, str]] = {
+    "retry": "retried",
+    "hold": "held",
+    "release": "released",
+    "delete": "deleted",
+    "resend": "resent",
+}
+"""What the journal calls them."""
+
 WHILE_LEASED: Final[Mapping[Wish, str]] = {
     "hold": "hold",
     "delete": "delete",
@@ -56,6 +67,23 @@ STARTS: Final[frozenset[Wish]] = frozenset({"retry", "release", "resend"})
 FINAL: Final = frozenset({State.SENT, State.FAILED})
 STICKY: Final = frozenset({OPERATOR, CORRUPT})
 """HELD by these never expires: a person said so, or must look."""
+
+
+Why = Literal["configuration", "operator", "wish"]
+"""Who gives a delivery another way out: relayd.toml says another mailbox now, an operator moves
+it to another upstream, or a wish is about to send it by what relayd.toml says now."""
+
+MOVED: Final = "moved"
+"""What the journal calls it."""
+
+TURNED_BY: Final[Mapping[Why, frozenset[State]]] = {
+    "configuration": frozenset({State.READY, State.DEFERRED, State.HELD}),
+    "operator": frozenset({State.READY, State.DEFERRED, State.HELD, State.FAILED}),
+    "wish": frozenset({State.READY, State.DEFERRED, State.HELD, State.FAILED, State.SENT}),
+}
+"""From which states; never LEASED: its holder is sending it."""
+
+_TURNED: Final = re.compile(r"([^/ ]+)/(.+?) -> ")
 
 
 @frozen(kw_only=True)
@@ -132,3 +160,62 @@ def _obeyed(wish: str, state: State, held_by: str) -> tuple[State, str, bool]:
     if wish == "hold" and state not in FINAL:
         return State.HELD, OPERATOR, False
     return state, held_by, False
+
+
+# ---- another way out
+
+
+class Turned(NamedTuple):
+    """Where a redirected delivery stands. is_due: it is to be tried at once."""
+
+    state: State
+    held_by: str
+    is_due: bool
+
+
+def missing(upstream: str) -> str:
+    """Return what rows of an upstream that is not configured are held by."""
+    return f"upstream {upstream} not configured"
+
+
+def is_turned(course: Course) -> bool:
+    """Tell whether a change of relayd.toml alone moves a delivery.
+
+    Not what may have gone through the mailbox it has: the one to look into is that one. Nor
+    what cannot be read. Both are moved when an operator releases them.
+    """
+    if course.state is State.HELD and course.held_by in {AMBIGUOUS, CORRUPT}:
+        return False
+    return course.state in TURNED_BY["configuration"]
+
+
+def turned(course: Course, why: Why) -> Turned:
+    """Return where a delivery stands once it has another way out.
+
+    What Microsoft refused on the old one is free, what a person or the disk keeps is not. Mail
+    of an upstream that was gone is freed by `adopt`, or when an operator moves it away.
+    """
+    state, held_by = course.state, course.held_by
+    stays = {OPERATOR, CORRUPT, AMBIGUOUS}
+    if why == "configuration":
+        stays.add(missing(course.mailbox.upstream))
+    is_free = state is State.HELD and held_by not in stays
+    if why == "wish" or not (is_free or (why == "operator" and state is State.DEFERRED)):
+        return Turned(state, held_by, is_due=False)
+    return Turned(State.READY, "", is_due=True)
+
+
+def turned_words(redirect: Redirect, why: Why) -> str:
+    """Return the journal's text; `turned_from` reads it again."""
+    was, now = redirect.course, redirect.mailbox
+    by = "by an operator" if why == "operator" else "as the configuration says now"
+    words = f"{was.mailbox.upstream}/{was.mailbox.mailbox} -> {now.upstream}/{now.mailbox}, {by}"
+    if redirect.header_from != was.header_from:
+        words += f"; From {redirect.header_from}, was {was.header_from}"
+    return words
+
+
+def turned_from(text: str) -> MailboxRef | None:
+    """Return the way out a delivery had before the journal's row with this text."""
+    found = _TURNED.match(text)
+    return MailboxRef(found[1], found[2]) if found else None

@@ -24,6 +24,7 @@ from relayd.spool.transaction import (
 from relayd.values import frozen
 
 _PART: Final = 500
+_LOOKED_AT: Final = 4000
 _BUILT_AT: Final = 1_767_225_600_000_000
 """2026-01-01 in microseconds: a clock that shows less is wrong."""
 
@@ -187,6 +188,35 @@ class ForgetContent(Operation[int | None]):
                 batch.run("DELETE FROM content WHERE id = ?", message)
                 batch.effects.dropped.append(message)
         return old[-1] if len(old) == _PART else None
+
+
+@frozen
+class ForgetSent(Operation[int | None]):
+    """Drop content of some messages that are sent to the last recipient, however young.
+
+    For once, where none is kept: keep_sent_content may have said otherwise until now, and what
+    it kept is more than ForgetContent looks for. returns: as there.
+    """
+
+    after: int
+
+    def run(self, batch: Transaction) -> int | None:
+        """Do one part."""
+        if batch.policy.keep_sent:
+            return None
+        part = batch.rows(
+            "SELECT json_group_array(json_array(id, over)) FROM (SELECT id,"
+            f" {nothing_left('content.id')} AS over FROM content WHERE id > ? ORDER BY id"
+            f" LIMIT {_LOOKED_AT})",
+            self.after,
+        )
+        sent = [int(number or 0) for number, is_over in part if is_over]
+        batch.bulk(
+            "DELETE FROM content WHERE id IN (SELECT column1 FROM ({values}))",
+            [(one,) for one in sent],
+        )
+        batch.effects.dropped += sent
+        return int(part[-1][0] or 0) if len(part) == _LOOKED_AT else None
 
 
 @frozen

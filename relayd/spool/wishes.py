@@ -12,30 +12,29 @@ from typing import Final
 
 from relayd.spool import moves
 from relayd.spool.leasing import drop_content
-from relayd.spool.model import MailboxRef, QueueId, State
+from relayd.spool.model import MailboxRef, QueueId, Redirect, State
+from relayd.spool.redirecting import redirect_all
 from relayd.spool.schema import CODES, STATES
 from relayd.spool.transaction import SIBLINGS, Operation, Transaction, marks, sibling_values
 from relayd.values import frozen
 
 _MOVED_AT_ONCE: Final = 1000
-_OUTCOMES: Final = {
-    "retry": "retried",
-    "hold": "held",
-    "release": "released",
-    "delete": "deleted",
-    "resend": "resent",
-}
 
 
 @frozen
 class Ask(Operation[int]):
-    """Do what an operator wishes for these messages."""
+    """Do what an operator wishes for these messages.
+
+    redirects: of their deliveries, first: what is sent goes as relayd.toml says now.
+    """
 
     wish: moves.Wish
     messages: tuple[QueueId, ...]
+    redirects: tuple[Redirect, ...] = ()
 
     def run(self, batch: Transaction) -> int:
         """Return how many messages it reached."""
+        redirect_all(batch, self.redirects, "wish")
         return sum(self._one(batch, message) for message in dict.fromkeys(self.messages))
 
     def _one(self, batch: Transaction, message: int) -> bool:
@@ -75,7 +74,7 @@ class Ask(Operation[int]):
             if was is State.HELD and _probe_now(batch, (upstream, mailbox, header_from, held_by)):
                 return True  # it, or an older one like it, is tried at once; if that works, all go
         to = moves.WISHES[self.wish][was]
-        _journal(batch, delivery, _OUTCOMES[self.wish])
+        _journal(batch, delivery, moves.WISHED[self.wish])
         kept = json.loads(done or "{}")
         if to is State.READY:
             kept = moves.forgiven(was, kept)
@@ -175,7 +174,7 @@ class Adopt(Operation[int]):
                 "UPDATE delivery SET state = 2, held_by = ? WHERE id IN"
                 " (SELECT id FROM delivery WHERE state <= 1 AND upstream = ?"
                 f" LIMIT {_MOVED_AT_ONCE})",
-                missing(one),
+                moves.missing(one),
                 one,
             )
             for one in gone
@@ -190,15 +189,10 @@ class Adopt(Operation[int]):
                 f" LIMIT {_MOVED_AT_ONCE})",
                 batch.now,
                 one,
-                missing(one),
+                moves.missing(one),
             )
             for one in back
         )
-
-
-def missing(upstream: str) -> str:
-    """Return what rows of an upstream that is not configured are held by."""
-    return f"upstream {upstream} not configured"
 
 
 def _upstreams(batch: Transaction, condition: str) -> Sequence[str]:

@@ -25,6 +25,7 @@ from relayd.cli.main import CONFIG, DEFAULT_CONFIG, UNAVAILABLE
 from relayd.config import load
 from relayd.config.model import Server, Spool
 from relayd.master.control import ADMIN_GROUP
+from relayd.master.launch import Timings
 from relayd.observe import logfmt
 from relayd.spool import schema
 from relayd.spool.model import State
@@ -114,7 +115,9 @@ def test_the_unit_knows_the_defaults_of_the_settings() -> None:
     assert f"/var/lib/{setting(unit, 'StateDirectory')}" == Server().state_dir
     assert setting(unit, "ExecStartPre").endswith(Server().runtime_dir)
     assert f"-g {ADMIN_GROUP} -m 2" in setting(unit, "ExecStartPre")
-    assert int(setting(unit, "TimeoutStopSec")) > Server().graceful_timeout
+    ours = Timings()
+    longest_s = Server().graceful_timeout + ours.cut_grace_s + ours.fast_grace_s
+    assert int(setting(unit, "TimeoutStopSec")) > longest_s
     assert int(setting(unit, "RestartPreventExitStatus")) == CONFIG
     assert int(script("port-holders").CANNOT_LISTEN) == UNAVAILABLE
     assert setting(unit, "ExecStopPost").split()[-1] == DEFAULT_CONFIG

@@ -157,6 +157,7 @@ def test_sigterm_finishes_sessions_first(relay: Relay) -> None:
 
 def test_who_waits_in_the_backlog_at_a_stop_is_answered_and_not_reset(relay: Relay) -> None:
     relay.config |= {"graceful_s": 0.5}
+    relay.options = {"timings": {"cut_grace_s": 0.1}}
     relay.start_and_wait()
     port = relay.port()
     for pid in relay.workers():
@@ -173,6 +174,7 @@ def test_who_waits_in_the_backlog_at_a_stop_is_answered_and_not_reset(relay: Rel
 
 def test_sigterm_has_a_deadline(relay: Relay) -> None:
     relay.config |= {"graceful_s": 0.5}
+    relay.options = {"timings": {"cut_grace_s": 0.1}}
     relay.start_and_wait()
     with relay.connect():
         relay.signal(signal.SIGTERM)
@@ -444,7 +446,7 @@ def test_systemd_is_asked_for_patience_where_it_takes_long(relay: Relay) -> None
         (relay.folder / "opened").touch()
         _hear(systemd, "READY=1")
         relay.signal(signal.SIGTERM)
-        _hear(systemd, "STOPPING=1", "EXTEND_TIMEOUT_USEC=20000000")  # graceful_timeout and more
+        _hear(systemd, "STOPPING=1", "EXTEND_TIMEOUT_USEC=25000000")  # graceful_timeout and more
     assert relay.wait_exit() == 0
 
 

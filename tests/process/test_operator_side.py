@@ -137,6 +137,71 @@ def test_denied_mail_is_held_with_the_reason_until_an_operator_decides(
     sandbox.client.wait_for(1)
 
 
+WRONG = "alert@contoso.com"
+
+
+def test_mail_held_for_a_wrong_mailbox_goes_once_the_configuration_names_the_right_one(
+    relay: RelayProcess, sandbox: SandboxProcess
+) -> None:
+    right = relay.upstream
+    relay.upstream = sandbox.upstream_toml(messages_per_minute=0, mailbox=WRONG)
+    relay.configure()
+    relay.cli("reload")
+    with smtplib.SMTP("127.0.0.1", relay.port, timeout=30) as client:
+        for number in range(3):
+            text = f"From: UPS <ups@nas.local>\r\nSubject: {number}\r\n\r\nx\r\n"
+            client.sendmail("ups@nas.local", ["a@contoso.com"], text)
+    wait_until(lambda: len(relay.queue("held")) == 3, told=relay.log)
+    queue_id = relay.queue("held")[0]["id"]
+    assert "ErrorInvalidUser" in relay.cli("queue", "show", queue_id).stdout
+
+    relay.upstream = right
+    relay.configure()
+    os.kill(relay.pid, signal.SIGHUP)
+
+    relay.wait_empty()
+    mails = sandbox.client.wait_for(3)
+    assert {mail.mailbox for mail in mails} == {ALERTS}
+    assert {mail.header_from for mail in mails} == {ALERTS}
+    (line,) = relay.lines("queue.redirected")
+    for words in ("deliveries=3", f"was={WRONG}", f"mailbox={ALERTS}"):
+        assert words in line
+    trace = relay.cli("queue", "trace", queue_id).stdout
+    assert f"lab/{WRONG} -> lab/{ALERTS}, as the configuration says now" in trace
+    outcomes = [one["outcome"] for one in relay.show(queue_id)["attempts"]]
+    assert outcomes[-2:] == ["moved", "sent"]
+    assert relay.ask("upstream.holds")[-1]["holds"] == []
+
+
+def test_mail_of_an_upstream_that_is_gone_is_taken_to_another(
+    relay: RelayProcess, sandbox: SandboxProcess
+) -> None:
+    relay.upstream = sandbox.upstream_toml(messages_per_minute=0, client_secret="wrong")
+    relay.configure()
+    relay.cli("reload")
+    queue_id = relay.json("send", "--to", "a@contoso.com")["id"]
+    done = relay.cli("queue", "move", "--upstream", "acs", queue_id, check=False)
+    assert (done.returncode, "there are: lab" in done.stderr) == (2, True)
+    other = "scans@contoso.com"
+    sandbox.client.mailbox(other)
+    relay.upstream = sandbox.upstream_toml("acs", messages_per_minute=0, mailbox=other)
+    relay.configure(**{f'default_from = "{ALERTS}"': f'default_from = "{other}"'})
+    relay.cli("reload")
+    wait_until(lambda: relay.queue("held"), told=relay.log)
+    assert relay.queue("held")[0]["held_by"] == "upstream lab not configured"
+    assert "queue move --upstream OTHER" in relay.cli("queue", "show", queue_id).stdout
+    moving = ("queue", "move", "--upstream", "acs", "--from-upstream", "lab")
+    assert relay.cli(*moving, "--dry-run").stdout == "would move: 1 message\n"
+    assert relay.cli(*moving, "--yes").stdout == "moved: 1 message\n"
+    relay.wait_empty()
+    (mail,) = sandbox.client.wait_for(1)
+    assert mail.mailbox == other
+    assert (
+        f"lab/{ALERTS} -> acs/{other}, by an operator"
+        in relay.cli("queue", "trace", queue_id).stdout
+    )
+
+
 def test_a_wrong_secret_is_named_and_once_it_is_right_all_goes(
     relay: RelayProcess, sandbox: SandboxProcess
 ) -> None:
@@ -162,6 +227,29 @@ def test_a_wrong_secret_is_named_and_once_it_is_right_all_goes(
     relay.cli("reload")
     relay.wait_empty()
     assert "relayd is done" in relay.cli("queue", "show", queue_id).stdout
+
+
+def test_sent_mail_is_sent_again_as_long_as_its_content_is_kept(
+    relay: RelayProcess, sandbox: SandboxProcess
+) -> None:
+    lost = relay.json("send", "--wait", "--to", "a@contoso.com")["id"]
+    done = relay.cli("queue", "resend", lost, check=False)
+    assert done.returncode == 1
+    assert 'its content is not kept any more, [spool] keep_sent_content is "0"' in done.stderr
+    relay.configure(**{'retry = ["1s"]': 'retry = ["1s"]\nkeep_sent_content = "1h"'})
+    relay.cli("reload")
+    kept = relay.json("send", "--wait", "--to", "b@contoso.com")["id"]
+    sandbox.client.wait_for(2)
+    assert (
+        "would resend: 1 message"
+        in relay.cli("queue", "resend", "--since", "1d", "--dry-run").stdout
+    )
+    assert relay.cli("queue", "resend", kept).stdout == "sent again: 1 message\n"
+    mails = sandbox.client.wait_for(3)
+    assert [sorted(mail.addresses) for mail in mails].count(["b@contoso.com"]) == 2
+    wait_until(lambda: relay.show(kept)["deliveries"][0]["state"] == "sent")
+    outcomes = [one["outcome"] for one in relay.show(kept)["attempts"]]
+    assert outcomes == ["sent", "resent", "sent"]
 
 
 def test_a_filter_changes_what_it_matches_and_nothing_else(

@@ -94,6 +94,7 @@ def test_sessions_of_the_old_generation_are_finished(relay: Relay) -> None:
 
 def test_an_old_generation_has_a_deadline(relay: Relay) -> None:
     relay.config |= {"graceful_s": 0.5}
+    relay.options = {"timings": {"cut_grace_s": 0.1}}
     relay.start_and_wait()
     with relay.connect() as session:
         assert relay.ask(command="reload")["ok"] is True

@@ -24,7 +24,8 @@ from hypothesis.stateful import (
 )
 
 from relayd.errors import LeaseLost
-from relayd.spool.model import NEXT, Lease, QueueId, Settlement, State
+from relayd.spool.model import NEXT, Lease, MailboxRef, QueueId, Redirect, Settlement, State
+from relayd.spool.moves import TURNED_BY, Why
 from tests.spooling import (
     ALERTS,
     FAILED,
@@ -178,6 +179,41 @@ class Spools(RuleBasedStateMachine):
     def operate(self, door: int, pick: int, wish: str) -> None:
         message = self.accepted[pick % len(self.accepted)]
         self.both(door, lambda one: getattr(one, wish)([message]))
+
+    @rule(door=PICK, box=BOXES)
+    def follow(self, door: int, box: MailboxRef) -> None:
+        """Have all of an upstream's mail go through one mailbox, as a worker does."""
+
+        def once(one: Store) -> int:
+            total = 0
+            while courses := one.astray([box]):
+                turned = [
+                    Redirect(
+                        course=each, mailbox=box, set_from=each.header_from, reply_to_original=False
+                    )
+                    for each in courses
+                ]
+                total += one.redirect(turned, "configuration")
+            return total
+
+        self.both(door, once)
+
+    @precondition(lambda self: self.accepted)
+    @rule(door=PICK, pick=PICK, box=BOXES, why=st.sampled_from(["operator", "wish"]))
+    def redirect(self, *, door: int, pick: int, box: MailboxRef, why: Why) -> None:
+        message = self.accepted[pick % len(self.accepted)]
+
+        def once(one: Store) -> int:
+            courses = one.courses([message], TURNED_BY["operator"], with_content=True)
+            turned = [
+                Redirect(course=each, mailbox=box, set_from="x@y.z", reply_to_original=True)
+                for each in courses
+            ]
+            if why == "operator":
+                return one.redirect(turned, why)
+            return one.retry([message], turned)
+
+        self.both(door, once)
 
     @rule(door=PICK)
     def sweep(self, door: int) -> None:

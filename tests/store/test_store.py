@@ -7,6 +7,7 @@ while an upgrade goes on.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +15,8 @@ import gevent
 import pytest
 
 from relayd.errors import LeaseLost, SpoolUnavailable
-from relayd.spool.model import Lease, QueueId, Settlement, State
+from relayd.spool.model import Course, Lease, MailboxRef, QueueId, Redirect, Settlement, State
+from relayd.spool.moves import TURNED_BY
 from tests.spooling import (
     ALERTS,
     FAILED,
@@ -595,6 +597,36 @@ def test_resend_needs_kept_content(make: Make) -> None:
     assert door.resend([message]) == 0
 
 
+def test_kept_content_goes_when_none_is_to_be_kept_any_more(make: Make) -> None:
+    backend = make(keep_sent_s=86_400)
+    door = backend.open()
+    messages = [put(door, backend.clock), put(door, backend.clock, octets=LARGE)]
+    for lease in door.lease(ALERTS, limit=2):
+        door.settle(lease, SENT)
+    waits = put(door, backend.clock)
+    door.close()
+    backend.keep_sent(0)
+    door = backend.open()
+    door.sweep()
+    assert door.resend(messages) == 0
+    assert door.hold([waits]) == 1
+    assert read(door, waits)
+
+
+def test_a_large_message_is_sent_again_with_its_content(make: Make) -> None:
+    backend = make(keep_sent_s=3600)
+    door = backend.open()
+    message = put(door, backend.clock, octets=LARGE)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, SENT)
+    door.sweep()
+    assert door.resend([message]) == 1
+    (again,) = door.lease(ALERTS, limit=1)
+    assert (again.attempt, again.recipients) == (2, ("admin@contoso.com",))
+    assert read(door, message) == LARGE
+    assert backend.journal(again.delivery)[:2] == ["sent", "resent"]
+
+
 def test_hasten_makes_an_upstreams_deferred_mail_due(backend: Backend, door: Store) -> None:
     put(door, backend.clock)
     put(door, backend.clock, way(OTHER))
@@ -611,6 +643,224 @@ def test_mail_of_a_removed_upstream_is_held_until_it_is_back(backend: Backend, d
     assert state_of(backend, message) == (State.HELD, "upstream contoso not configured")
     assert door.adopt(["contoso", "fabrikam"]) == 1
     assert len(door.lease(ALERTS, limit=1)) == 1
+
+
+# -- another way out ------------------------------------------------------------------------
+
+MENDED = MailboxRef("contoso", "relay@contoso.com")
+WAITING = TURNED_BY["configuration"]
+
+
+def redirected(course: Course, mailbox: MailboxRef = MENDED, sender: str = "") -> Redirect:
+    """Return what gives a delivery another mailbox; sender: and another From."""
+    return Redirect(
+        course=course,
+        mailbox=mailbox,
+        set_from=sender or course.header_from,
+        reply_to_original=course.reply_to_original,
+    )
+
+
+def follow(door: Store, *mailboxes: MailboxRef) -> int:
+    """Have mail go as `mailboxes` say, as a worker does with its configuration."""
+    total = 0
+    while courses := door.astray(mailboxes or (MENDED,)):
+        total += door.redirect([redirected(one) for one in courses], "configuration")
+    return total
+
+
+def test_what_a_wrong_mailbox_held_is_free_once_the_mailbox_is_another(
+    backend: Backend, door: Store
+) -> None:
+    taker = Taker(wanted=False)
+    door.set_taker(taker)
+    first, second = put(door, backend.clock), put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, denied(backend.clock, cause="ErrorInvalidUser"))
+    assert door.lease(ALERTS, limit=5) == []  # the second is held with it
+    taker.offered.clear()
+    assert follow(door) == 2
+    assert taker.offered
+    assert set(taker.offered) == {MENDED}
+    assert door.holds() == ()
+    assert backend.journal(lease.delivery) == ["misconfigured", "moved"]
+    assert follow(door) == 0
+    assert {one.message for one in door.lease(MENDED, limit=5)} == {first, second}
+
+
+def test_a_redirected_delivery_goes_out_with_the_from_it_was_given(
+    backend: Backend, door: Store
+) -> None:
+    message = put(door, backend.clock)
+    (course,) = door.courses([message], WAITING)
+    assert (course.mailbox, course.state, course.device) == (ALERTS, State.READY, "ups")
+    door.redirect([redirected(course, sender="Relay@contoso.com")], "configuration")
+    (lease,) = door.lease(MENDED, limit=1)
+    assert (lease.set_from, lease.header_from) == ("Relay@contoso.com", "relay@contoso.com")
+    assert lease.attempt == 1
+    door.settle(lease, SENT)
+    assert state_of(backend, message) == (State.SENT, "")
+
+
+def test_a_hold_stays_while_it_holds_anything(backend: Backend, door: Store) -> None:
+    first, _ = put(door, backend.clock), put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, denied(backend.clock))
+    assert door.lease(ALERTS, limit=1) == []
+    door.redirect([redirected(one) for one in door.courses([first], WAITING)], "configuration")
+    assert [hold.mailbox for hold in door.holds()] == [ALERTS]
+
+
+def test_of_two_holds_the_one_that_holds_nothing_goes(backend: Backend, door: Store) -> None:
+    first, _ = put(door, backend.clock), put(door, backend.clock)
+    leases = {one.message: one for one in door.lease(ALERTS, limit=2)}
+    door.settle(leases.pop(first), denied(backend.clock, cause="ErrorAccessDenied"))
+    (other,) = leases.values()
+    door.settle(other, denied(backend.clock, cause="ErrorSendAsDenied"))
+    door.redirect([redirected(one) for one in door.courses([first], WAITING)], "configuration")
+    assert [hold.cause for hold in door.holds()] == ["ErrorSendAsDenied"]
+
+
+def test_a_hold_of_the_new_mailbox_holds_what_comes_to_it(backend: Backend, door: Store) -> None:
+    put(door, backend.clock, way(MENDED))
+    message = put(door, backend.clock)
+    (lease,) = door.lease(MENDED, limit=1)
+    door.settle(lease, denied(backend.clock))
+    assert follow(door) == 1
+    assert door.lease(MENDED, limit=5) == []
+    assert state_of(backend, message) == (State.HELD, "ErrorSendAsDenied")
+
+
+def test_what_is_being_sent_is_not_redirected(backend: Backend, door: Store) -> None:
+    message = put(door, backend.clock)
+    (before,) = door.courses([message], WAITING)
+    (lease,) = door.lease(ALERTS, limit=1)
+    assert door.astray([MENDED]) == []
+    assert door.redirect([redirected(before)], "operator") == 0
+    (course,) = door.courses([message], frozenset({State.LEASED}))
+    assert door.redirect([redirected(course)], "operator") == 0
+    door.settle(lease, SENT)
+    assert backend.journal(lease.delivery) == ["sent"]
+
+
+def test_a_delivery_that_moved_meanwhile_is_left_alone(backend: Backend, door: Store) -> None:
+    message = put(door, backend.clock)
+    (course,) = door.courses([message], WAITING)
+    door.hold([message])
+    assert door.redirect([redirected(course)], "configuration") == 0
+    assert state_of(backend, message) == (State.HELD, "operator")
+    assert [one.mailbox for one in door.courses([message], WAITING)] == [ALERTS]
+
+
+def test_a_delivery_that_is_held_by_another_meanwhile_is_left_alone(
+    backend: Backend, door: Store
+) -> None:
+    message = put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, replace(denied(backend.clock), due_at=None))
+    (course,) = door.courses([message], WAITING)
+    door.release([message])
+    door.hold([message])
+    assert door.redirect([redirected(course)], "configuration") == 0
+    assert state_of(backend, message) == (State.HELD, "operator")
+
+
+def test_what_a_person_holds_gets_the_new_mailbox_and_stays_held(
+    backend: Backend, door: Store
+) -> None:
+    message = put(door, backend.clock)
+    door.hold([message])
+    assert follow(door) == 1
+    assert state_of(backend, message) == (State.HELD, "operator")
+    assert door.release([message]) == 1
+    assert len(door.lease(MENDED, limit=5)) == 1
+
+
+def test_what_waits_for_its_time_goes_on_waiting(backend: Backend, door: Store) -> None:
+    message = put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, deferred(backend.clock, 600))
+    assert follow(door) == 1
+    assert state_of(backend, message) == (State.DEFERRED, "")
+    assert door.lease(MENDED, limit=1) == []
+    backend.clock.advance(601)
+    assert [one.attempt for one in door.lease(MENDED, limit=1)] == [2]
+
+
+def test_what_may_have_gone_stays_where_it_may_be_looked_for(make: Make) -> None:
+    backend = make(ambiguous="hold")
+    door = backend.open()
+    message = put(door, backend.clock)
+    door.lease(ALERTS, limit=1)
+    backend.crash(door)
+    door = backend.open()
+    assert door.reclaim() == 1
+    assert follow(door) == 0
+    assert state_of(backend, message) == (State.HELD, "ambiguous")
+    # Once somebody has looked, it goes as is configured now.
+    courses = door.courses([message], frozenset({State.HELD}))
+    assert door.release([message], [redirected(one) for one in courses]) == 1
+    assert [one.message for one in door.lease(MENDED, limit=1)] == [message]
+
+
+def test_mail_of_an_upstream_that_is_gone_stays_held_until_it_is_back(
+    backend: Backend, door: Store
+) -> None:
+    message = put(door, backend.clock)
+    door.adopt(["fabrikam"])
+    assert follow(door, OTHER) == 0
+    assert state_of(backend, message) == (State.HELD, "upstream contoso not configured")
+    # Back, with another mailbox: never tried on the old one.
+    assert follow(door) == 1
+    assert state_of(backend, message) == (State.HELD, "upstream contoso not configured")
+    assert door.adopt(["contoso"]) == 1
+    assert door.lease(ALERTS, limit=1) == []
+    assert len(door.lease(MENDED, limit=1)) == 1
+
+
+@pytest.mark.parametrize("wish", ["release", "retry"])
+def test_a_wish_sends_by_the_way_out_it_is_given(backend: Backend, door: Store, wish: str) -> None:
+    message = put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, denied(backend.clock, cause="ErrorInvalidUser"))
+    courses = door.courses([message], frozenset({State.HELD}))
+    ask = door.release if wish == "release" else door.retry
+    assert ask([message], [redirected(one) for one in courses]) == 1
+    assert door.holds() == ()
+    assert [one.message for one in door.lease(MENDED, limit=1)] == [message]
+
+
+def test_failed_mail_is_retried_by_the_way_out_it_is_given(backend: Backend, door: Store) -> None:
+    message = put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, FAILED)
+    assert follow(door) == 0  # it waits for nothing
+    failed = frozenset({State.FAILED})
+    courses = door.courses([message], failed, with_content=True)
+    assert door.retry([message], [redirected(one) for one in courses]) == 1
+    assert [one.message for one in door.lease(MENDED, limit=1)] == [message]
+    door.delete([message])
+    assert door.courses([message], failed, with_content=True) == []
+
+
+def test_an_operator_moves_mail_to_another_upstream(backend: Backend, door: Store) -> None:
+    held, waits = put(door, backend.clock), put(door, backend.clock, way(SCANS))
+    kept, gone = put(door, backend.clock), put(door, backend.clock, way(SCANS))
+    (lease,) = door.lease(SCANS, limit=1)
+    door.settle(lease, deferred(backend.clock, 600))
+    door.hold([kept])
+    (lease,) = door.lease(SCANS, limit=1)
+    door.settle(lease, FAILED)
+    door.adopt(["fabrikam"])
+    everything = door.courses([held, waits, kept, gone], TURNED_BY["operator"])
+    assert door.redirect([redirected(one, OTHER) for one in everything], "operator") == 4
+    assert state_of(backend, kept) == (State.HELD, "operator")
+    assert state_of(backend, gone) == (State.FAILED, "")
+    assert {one.message for one in door.lease(OTHER, limit=9)} == {held, waits}
+    door.adopt(["fabrikam"])
+    assert {one.mailbox for one in door.courses([held, waits, kept, gone], frozenset(State))} == {
+        OTHER
+    }
 
 
 # -- upkeep ---------------------------------------------------------------------------------

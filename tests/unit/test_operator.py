@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import selectors
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +17,28 @@ import gevent
 import pytest
 from gevent import socket
 
+from relayd.access.replan import Replanner
 from relayd.cache.client import Client
 from relayd.cache.frames import Refused
 from relayd.cli.answers import rows_of
-from relayd.config.model import Config, Device, Spool, Upstream, User
+from relayd.config.model import Config, Device, Upstream, User
 from relayd.deliver.courier import Courier, UpstreamStatus
 from relayd.errors import CacheUnavailable, SpoolUnavailable
-from relayd.master.frames import Decoder, Frame, Json
-from relayd.operator import Operator, is_for
+from relayd.master import report
+from relayd.master.board import Board
+from relayd.master.channel import Channel, pair
+from relayd.master.checker import Loaded
+from relayd.master.child import status_packets
+from relayd.master.crew import Child, Crew, Life
+from relayd.master.frames import Decoder, Frame, Json, encode
+from relayd.master.household import Household
+from relayd.master.launch import Launch
+from relayd.master.log import Log
+from relayd.master.settings import select
+from relayd.operator import Operator, follow, is_for
 from relayd.serve.session import PeerGone
 from relayd.spool.door import SqliteDoor
-from relayd.spool.model import QueueId, State, queue_id_text
+from relayd.spool.model import MailboxRef, QueueId, State, queue_id_text
 from relayd.spool.moves import WISHES, Wish
 from relayd.spool.queries import Reader
 from tests.spooling import ALERTS, FAILED, SENT, SqliteBackend, denied, put, way
@@ -69,16 +81,22 @@ class FakeCache:
 class Room:
     """An Operator and what is around it."""
 
-    def __init__(self, folder: Path, *, patience_s: float = 5.0) -> None:
-        self.backend = SqliteBackend(folder)
+    def __init__(
+        self,
+        folder: Path,
+        *upstreams: Upstream,
+        patience_s: float = 5.0,
+        keep_sent_s: float = 0.0,
+    ) -> None:
+        self.backend = SqliteBackend(folder, keep_sent_s=keep_sent_s)
         self.door: SqliteDoor = self.backend.open()
         self.clock = self.backend.clock
         self.courier = FakeCourier()
         self.cache = FakeCache()
         self.spoken: list[str] = []
         self.config = Config(
-            spool=Spool(url=f"sqlite://{self.backend.path}"),
-            upstream=(Upstream(name="contoso", mailbox="a@contoso.com"),),
+            spool=self.backend.settings,
+            upstream=upstreams or (Upstream(name="contoso", mailbox=ALERTS.mailbox),),
             device=(Device(name="ups", networks=("192.0.2.0/24",), default_from="a@contoso.com"),),
             user=(
                 User(name="printer1", upstream="contoso", from_="p@contoso.com", allow_to=("*",)),
@@ -268,6 +286,191 @@ def test_a_message_under_way_can_be_wished_for(room: Room) -> None:
     room.door.lease(ALERTS, limit=1)
     answer = room.result({"command": "queue.hold", "ids": [queue_id_text(message)]})
     assert answer["untouched"] == []
+
+
+@pytest.fixture
+def keeping(tmp_path: Path) -> Iterator[Room]:
+    """A room that keeps the content of sent mail for an hour."""
+    room = Room(tmp_path, keep_sent_s=3600.0)
+    yield room
+    room.close()
+
+
+def sent(room: Room) -> QueueId:
+    message = room.put()
+    (lease,) = room.door.lease(ALERTS, limit=1)
+    room.door.settle(lease, SENT)
+    return message
+
+
+def test_sent_mail_is_sent_again_while_its_content_is_kept(keeping: Room) -> None:
+    message = sent(keeping)
+    request: Frame = {"command": "queue.resend", "ids": [queue_id_text(message)]}
+    assert keeping.result({**request, "dry_run": True})["count"] == 1
+    assert keeping.result(request) == {"count": 1, "missing": [], "untouched": [], "refused": []}
+    assert keeping.state(message) is State.READY
+    assert keeping.result(request)["untouched"] == [queue_id_text(message)]
+
+
+def test_sent_mail_without_content_says_what_is_kept_how_long(keeping: Room) -> None:
+    message = sent(keeping)
+    keeping.clock.advance(3601)
+    keeping.door.sweep()
+    kept = sent(keeping)
+    ids: list[Json] = [queue_id_text(message), "1JV7SEQSLMJCW"]
+    why = 'its content is not kept any more, [spool] keep_sent_content is "1h"'
+    assert keeping.result({"command": "queue.resend", "ids": ids}) == {
+        "count": 0, "missing": ids[1:], "untouched": [], "refused": [{"id": ids[0], "why": why}],
+    }  # fmt: skip
+    request: Frame = {"command": "queue.resend", "state": "sent"}
+    assert keeping.result({**request, "dry_run": True}) == {"count": 1}
+    assert keeping.result(request) == {"count": 1}
+    assert (keeping.state(message), keeping.state(kept)) == (State.SENT, State.READY)
+
+
+# ---- another way out
+
+ACS = Upstream(name="acs", mailbox="relay@fabrikam.com", on_foreign_sender="reject")
+RIGHT = MailboxRef("contoso", "right@contoso.com")
+
+
+@pytest.fixture
+def mended(tmp_path: Path) -> Iterator[Room]:
+    """A room whose upstream's mailbox is another than its mail was accepted for."""
+    room = Room(tmp_path, Upstream(name="contoso", mailbox="right@contoso.com"), ACS)
+    yield room
+    room.close()
+
+
+def wrong(room: Room, sender: str = "a@contoso.com") -> QueueId:
+    return put(room.door, room.clock, way(ALERTS, header_from=sender))
+
+
+@pytest.mark.parametrize("word", ["release", "retry"])
+def test_what_is_sent_goes_through_the_mailbox_of_now(mended: Room, word: str) -> None:
+    message = wrong(mended)
+    (lease,) = mended.door.lease(ALERTS, limit=1)
+    mended.door.settle(lease, denied(mended.clock, cause="ErrorInvalidUser"))
+    assert mended.result({"command": f"queue.{word}", "ids": [queue_id_text(message)]}) == {
+        "count": 1, "missing": [], "untouched": [],
+    }  # fmt: skip
+    assert [one.message for one in mended.door.lease(RIGHT, limit=1)] == [message]
+    assert mended.door.holds() == ()
+
+
+def test_failed_mail_is_tried_again_through_the_mailbox_of_now(mended: Room) -> None:
+    message = wrong(mended)
+    (lease,) = mended.door.lease(ALERTS, limit=1)
+    mended.door.settle(lease, FAILED)
+    assert mended.result({"command": "queue.retry", "state": "failed"}) == {"count": 1}
+    (lease,) = mended.door.lease(RIGHT, limit=1)
+    assert (lease.message, lease.set_from) == (message, "a@contoso.com")
+
+
+def test_a_hold_or_delete_moves_nothing(mended: Room) -> None:
+    message = wrong(mended)
+    mended.result({"command": "queue.hold", "ids": [queue_id_text(message)]})
+    story = mended.door.show(message)
+    assert story is not None
+    assert story.deliveries[0].mailbox == ALERTS.mailbox
+
+
+def test_waiting_mail_follows_the_configuration_and_the_log_says_how_much(
+    mended: Room, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(3):
+        wrong(mended)
+    replanner = Replanner(mended.config)
+    assert follow(mended.door, replanner) == 3
+    assert follow(mended.door, replanner) == 0
+    line = capsys.readouterr().out
+    assert line.count("queue.redirected") == 1
+    for words in ("deliveries=3", "alerts@contoso.com", "right@contoso.com"):
+        assert words in line
+
+
+def test_where_somebody_else_was_quicker_nothing_is_told(
+    mended: Room, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong(mended)
+    monkeypatch.setattr(mended.door, "redirect", lambda *_: 0)
+    assert follow(mended.door, Replanner(mended.config)) == 0
+    assert "queue.redirected" not in capsys.readouterr().out
+
+
+def test_mail_is_moved_to_another_upstream(mended: Room) -> None:
+    ours, foreign, sent = (wrong(mended, f"{one}@fabrikam.com") for one in ("relay", "x", "relay"))
+    leases = {one.message: one for one in mended.door.lease(ALERTS, limit=3)}
+    mended.door.settle(leases[sent], SENT)
+    mended.door.settle(leases[ours], denied(mended.clock))
+    mended.door.settle(leases[foreign], denied(mended.clock))
+    ids: list[Json] = [queue_id_text(one) for one in (ours, foreign, sent)]
+    request: Frame = {"command": "queue.move", "to_upstream": "acs", "ids": [*ids, "1JV7SEQSLMJCW"]}
+    why = (
+        "From header x@fabrikam.com is not in mailbox and allowed_senders of upstream 'acs',"
+        ' and on_foreign_sender is "reject"'
+    )
+    expected = {
+        "count": 1, "missing": ["1JV7SEQSLMJCW"], "untouched": [ids[2]],
+        "refused": [{"id": ids[1], "why": why}],
+    }  # fmt: skip
+    assert mended.result({**request, "dry_run": True}) == expected
+    assert mended.state(ours) is State.HELD
+    assert mended.result(request) == expected
+    (lease,) = mended.door.lease(MailboxRef("acs", "relay@fabrikam.com"), limit=5)
+    assert (lease.message, lease.set_from) == (ours, "relay@fabrikam.com")
+    mended.door.settle(lease, SENT)
+    mended.door.hold([foreign])
+    again = mended.result({**request, "ids": [ids[0]]})
+    assert (again["count"], again["untouched"]) == (0, [ids[0]])
+
+
+def test_what_is_there_already_is_untouched(mended: Room) -> None:
+    message = put(mended.door, mended.clock, way(MailboxRef("acs", "relay@fabrikam.com"),
+                                                 header_from="relay@fabrikam.com"))  # fmt: skip
+    told = mended.result(
+        {"command": "queue.move", "to_upstream": "acs", "ids": [queue_id_text(message)]}
+    )
+    assert (told["count"], told["untouched"]) == (0, [queue_id_text(message)])
+    request: Frame = {"command": "queue.move", "to_upstream": "acs", "state": "all"}
+    assert mended.result(request) == {"count": 0, "refused": []}
+
+
+def test_an_upstream_that_is_not_there_is_refused_with_those_that_are(mended: Room) -> None:
+    words, code = mended.refusal({"command": "queue.move", "to_upstream": "gone", "ids": []})
+    assert words == "no [upstream.gone] is configured; there are: contoso, acs"
+    assert code == 2
+
+
+# ---- figures for the master
+
+
+def test_three_hundred_upstreams_arrive_at_the_master_and_fit_its_answer(room: Room) -> None:
+    """They were one packet, which did not fit from about 150 on: status knew of none."""
+    text = "no answer from login.microsoftonline.com: " + "x" * 300
+    room.courier.rows = tuple(status(f"tenant{n}", "down", "dns-failed", text) for n in range(300))
+    selector = selectors.DefaultSelector()
+    household = Household(Launch(path="/x"), Board(), Log(fd=2), selector, list)
+    ours, theirs = (Channel(sock) for sock in pair())
+    child = Child(
+        pid=1, kind="worker", number=1, serial=1, row=1, generation=1, channel=ours, born_at=0.0,
+        life=Life.READY,
+    )  # fmt: skip
+    for packet in status_packets(room.operator.figures()):
+        assert theirs.send(packet)
+        household._listen(child)
+    crew = Crew("worker", 1, Loaded(select(Config()), fd=-1), (), 1)
+    crew.adopt(child)
+    household.crews = [crew]
+    answer = report.status(household, crew, {})
+    upstreams = answer["upstreams"]
+    assert isinstance(upstreams, dict)
+    assert len(upstreams) == 300
+    assert answer["queue"] == {}
+    encode(answer)
+    selector.close()
+    theirs.close()
+    ours.close()
 
 
 # ---- devices, and SMTP for `relayd send`

@@ -39,9 +39,11 @@ from relayd.queueview import (
     parse_filter,
     shown,
     stamp,
+    told,
 )
 from relayd.spool.door import SqliteDoor
-from relayd.spool.model import QueueId, Settlement, State, queue_id_text
+from relayd.spool.model import MailboxRef, QueueId, Redirect, Settlement, State, queue_id_text
+from relayd.spool.moves import TURNED_BY
 from relayd.spool.queries import Filter, Reader, Story
 from tests.spooling import ALERTS, SCANS, SENT, SqliteBackend, put, way
 
@@ -211,12 +213,63 @@ def test_a_worker_that_died_while_sending_is_named(tmp_path: Path) -> None:
     backend.close()
 
 
+def redirect(desk: Desk, message: QueueId, mailbox: MailboxRef) -> None:
+    courses = desk.door.courses([message], TURNED_BY["operator"])
+    turned = [
+        Redirect(course=one, mailbox=mailbox, set_from=one.header_from, reply_to_original=False)
+        for one in courses
+    ]
+    assert desk.door.redirect(turned, "operator") == len(turned) == 1
+
+
+def test_what_was_moved_says_so_and_each_try_names_its_own_mailbox(desk: Desk) -> None:
+    message = desk.answered(graph(404, "ErrorInvalidUser", "no such user"))
+    desk.clock.advance(60)
+    redirect(desk, message, SCANS)
+    said = desk.says(message)
+    assert said.why == (
+        "It waits for its turn: scans@contoso.com sends only so many at once (`concurrency`)."
+        " It was moved at 2026-11-20T10:01:00Z:"
+        " contoso/alerts@contoso.com -> contoso/scans@contoso.com, by an operator."
+    )
+    (lease,) = desk.door.lease(SCANS, limit=1)
+    desk.door.settle(lease, SENT)
+    shown_ = told(desk.story(message), RUNNING)["attempts"]
+    assert isinstance(shown_, list)
+    rows = [one for one in shown_ if isinstance(one, dict)]
+    assert [(one["outcome"], one["mailbox"]) for one in rows] == [
+        ("misconfigured", "alerts@contoso.com"),
+        ("moved", "scans@contoso.com"),
+        ("sent", "scans@contoso.com"),
+    ]
+
+
+def test_a_move_is_no_try(desk: Desk) -> None:
+    message = desk.answered(graph(504))
+    before = desk.says(message)
+    desk.door.redirect(
+        [
+            Redirect(course=one, mailbox=SCANS, set_from=one.header_from, reply_to_original=False)
+            for one in desk.door.courses([message], TURNED_BY["configuration"])
+        ],
+        "configuration",
+    )
+    assert desk.says(message) == before
+
+
+def test_what_may_have_gone_is_looked_for_where_it_was_sent(desk: Desk) -> None:
+    message = desk.answered(graph(504), policy=Policy(schedule=(60.0,), ambiguous="hold"))
+    redirect(desk, message, SCANS)
+    assert "in Sent Items of alerts@contoso.com" in desk.says(message).do
+
+
 def test_mail_of_a_removed_upstream_says_which_table_is_missing(desk: Desk) -> None:
     message = desk.put()
     desk.door.adopt(["another"])
     said = desk.says(message)
     assert said.why == "There is no [upstream.contoso] in the configuration any more."
     assert "relayd reload" in said.do
+    assert f"relayd queue move --upstream OTHER {queue_id_text(message)}," in said.do
     assert f"relayd queue delete {queue_id_text(message)}" in said.do
 
 

@@ -268,18 +268,10 @@ def test_an_export_to_a_terminal_cannot_steer_it(
     assert screen.getvalue() == "Subject: x\n\n\\x1b[2J\ufffd\n\n"
 
 
-def test_resend_is_not_available_yet(
-    control: ControlSocket, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(control, "resend", ID) == 1
-    assert "not available yet" in capsys.readouterr().err
-    assert control.requests == []
-
-
 # ---- changing
 
 
-@pytest.mark.parametrize("word", ["retry", "hold", "release", "delete"])
+@pytest.mark.parametrize("word", ["retry", "hold", "release", "delete", "resend"])
 def test_ids_are_changed_without_asking(
     control: ControlSocket, capsys: pytest.CaptureFixture[str], word: str
 ) -> None:
@@ -289,6 +281,56 @@ def test_ids_are_changed_without_asking(
     assert run(control, word, ID, ID) == 0
     assert capsys.readouterr().out.endswith(": 2 messages\n")
     assert control.asked() == [{"command": f"queue.{word}", "ids": [ID, ID]}]
+
+
+def test_a_move_names_where_to_and_which(
+    control: ControlSocket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control.answers["queue.move"] = [done({"count": 2, "refused": []})]
+    assert run(control, "move", "--upstream", "acs", ID) == 0
+    assert run(control, "move", "--from-upstream", "contoso", "--upstream", "acs", "--yes") == 0
+    assert capsys.readouterr().out == "moved: 2 messages\n" * 2
+    first, second = control.asked()
+    assert first == {"command": "queue.move", "to_upstream": "acs", "ids": [ID]}
+    assert (second["to_upstream"], second["upstream"]) == ("acs", "contoso")
+    assert second["state"] == "waiting"
+
+
+def test_a_move_needs_an_upstream_to_go_to(
+    control: ControlSocket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(control, "move", ID) == 2
+    assert "--upstream" in capsys.readouterr().err
+    assert run(control, "move", "--upstream", "acs") == 2
+    assert control.requests == []
+
+
+def test_what_may_not_move_is_named_with_the_reason(
+    control: ControlSocket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control.answers["queue.move"] = [
+        done({"count": 1, "refused": [{"id": ID, "why": "From header a@b is not\x1b[2J in x"}]})
+    ]
+    assert run(control, "move", "--upstream", "acs", "--from", "a@b", "--yes") == 1
+    assert f"{ID}: not moved: From header a@b is not\\x1b[2J in x" in capsys.readouterr().err
+    assert run(control, "--json", "move", "--upstream", "acs", "--from", "a@b", "--yes") == 1
+    assert list(json.loads(capsys.readouterr().out)) == ["count", "missing", "untouched", "refused"]
+
+
+def test_what_cannot_be_sent_again_is_named_with_the_reason(
+    control: ControlSocket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    why = 'its content is not kept any more, [spool] keep_sent_content is "0"'
+    control.answers["queue.resend"] = [
+        done({"count": 0, "missing": [], "untouched": [], "refused": [{"id": ID, "why": why}]})
+    ]
+    assert run(control, "resend", ID) == 1
+    out, err = capsys.readouterr()
+    assert out == "sent again: 0 messages\n"
+    assert err == f"relayd: {ID}: not sent again: {why}\n"
+    control.answers["queue.resend"] = [done({"count": 0})]
+    assert run(control, "resend", "--device", "ups") == 1
+    assert "no message whose content is kept matches" in capsys.readouterr().err
 
 
 def test_ids_that_could_not_be_changed_are_named(
@@ -308,7 +350,7 @@ def test_a_change_as_json(control: ControlSocket, capsys: pytest.CaptureFixture[
     assert json.loads(capsys.readouterr().out) == {"count": 1, "missing": [], "untouched": []}
 
 
-@pytest.mark.parametrize("word", ["retry", "hold", "release", "delete"])
+@pytest.mark.parametrize("word", ["retry", "hold", "release", "delete", "resend"])
 def test_neither_ids_nor_a_filter_is_refused(
     control: ControlSocket, capsys: pytest.CaptureFixture[str], word: str
 ) -> None:
@@ -362,7 +404,9 @@ def test_a_dry_run_only_says_how_many(
     assert [one["dry_run"] for one in control.asked()] == [True]
 
 
-@pytest.mark.parametrize(("word", "state"), [("release", "held"), ("delete", "waiting")])
+@pytest.mark.parametrize(
+    ("word", "state"), [("release", "held"), ("delete", "waiting"), ("resend", "sent")]
+)
 def test_a_filter_means_what_the_action_is_for(
     control: ControlSocket, word: str, state: str
 ) -> None:
@@ -390,7 +434,7 @@ def config_of_nobody(folder: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("word", ["retry", "hold", "release", "delete", "export"])
+@pytest.mark.parametrize("word", ["retry", "hold", "release", "delete", "resend", "export"])
 def test_changes_need_the_daemon_and_say_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str
 ) -> None:

@@ -62,7 +62,6 @@ def test_a_checker_closes_everything_and_a_worker_all_but_its_listeners(master: 
 def test_phases_and_patience_are_those_of_the_launch(master: Master) -> None:
     assert master.house.phase is Phase.STARTING
     assert master.house.timings is master.house.launch.timings
-    assert master.house.graceful_s == 5.0
 
 
 def admins(master: Master) -> list[int]:
@@ -108,3 +107,26 @@ def test_new_code_gets_a_new_admin_process(master: Master) -> None:
     master.arbiter._reload.replaces_cached = True
     a_reload(master)
     master.until(lambda: admins(master) and admins(master) != before)
+
+
+def test_a_worker_may_end_by_itself_before_it_is_killed(master: Master) -> None:
+    """Both had the same moment: the kill took the worker its last words and its tidy end."""
+    master.start()
+    house = master.house
+    grace_s = house.timings.cut_grace_s
+    (worker,) = house.current.children()
+    before = house.now()
+    assert house.drain([worker]) == 5.0 + grace_s
+    assert grace_s > 0
+    assert before + 5.0 + grace_s <= worker.deadline <= house.now() + 5.0 + grace_s
+    assert worker.life is Life.DRAINING
+    assert house.drain([]) == 0.0
+
+
+def test_a_generation_goes_by_the_graceful_timeout_that_it_knows(master: Master) -> None:
+    master.start()
+    a_reload(master, behaviour="stay", graceful_s=900)
+    (old,) = master.house.current.ready()
+    a_reload(master, graceful_s=1)
+    assert old.life is Life.DRAINING
+    assert old.deadline > master.house.now() + 60

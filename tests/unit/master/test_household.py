@@ -138,6 +138,25 @@ def test_counters_may_come_in_parts_and_stay_when_a_status_has_none(home: Home) 
     assert counted["relayd_auth_total"] == {"b\tok": 2}
 
 
+def test_upstreams_may_come_in_parts_and_a_status_may_take_them_back(home: Home) -> None:
+    home.until(lambda: What.READY in home.news)
+    child = home.child
+    child.figures = {}
+    packets: list[dict[str, Json]] = [
+        {"event": "upstreams", "upstreams": {"a": {"state": "down"}}},
+        {"event": "upstreams", "upstreams": {"b": {"state": "up"}}},
+        {"event": "upstreams", "upstreams": "nonsense"},
+        {"event": "upstreams", "upstreams": {"a": {"state": "up"}}},
+        {"event": "status", "queue": {"ready": 4}},
+    ]
+    for members in packets:
+        home.household._hear(child, Packet(members, ()))
+    assert child.figures["upstreams"] == {"a": {"state": "up"}, "b": {"state": "up"}}
+    assert child.figures["queue"] == {"ready": 4}
+    home.household._hear(child, Packet({"event": "status", "upstreams": {}}, ()))
+    assert child.figures["upstreams"] == {}
+
+
 def test_it_is_known_when_a_child_told_its_figures(home: Home) -> None:
     home.until(lambda: What.READY in home.news)
     born = home.child.heard_at

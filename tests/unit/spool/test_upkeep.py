@@ -10,7 +10,15 @@ import pytest
 
 from relayd.clock import from_micros
 from relayd.spool import upkeep
-from relayd.spool.upkeep import Clamp, Expire, ForgetContent, ForgetHistory, KnownFiles, ReadWork
+from relayd.spool.upkeep import (
+    Clamp,
+    Expire,
+    ForgetContent,
+    ForgetHistory,
+    ForgetSent,
+    KnownFiles,
+    ReadWork,
+)
 from tests.spooling import ALERTS, DAY, OTHER, POLICY, SCANS, Bench, way
 
 
@@ -113,3 +121,25 @@ def test_history_waits_for_content_that_is_kept_longer(tmp_path: Path) -> None:
 def test_files_without_content_rows_are_orphans(bench: Bench) -> None:
     message = bench.put()
     assert bench.do(KnownFiles((message, message + 4096))) == frozenset({message})
+
+
+def test_what_was_kept_of_sent_mail_goes_once_nothing_is_kept_any_more(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "_LOOKED_AT", 2)
+    sent, half, waits, last = bench.put(), bench.put(way(), way(SCANS)), bench.put(), bench.put()
+    for message in (sent, half, last):
+        bench.rows("UPDATE delivery SET state = 4, settled_at = 0 WHERE id = ?", message)
+    assert bench.do(ForgetSent(0)) == half
+    assert bench.do(ForgetSent(half)) == last
+    assert bench.do(ForgetSent(last)) is None
+    assert bench.rows("SELECT id FROM content ORDER BY id") == [(half,), (waits,)]
+
+
+def test_what_is_to_be_kept_of_sent_mail_is_not_looked_for(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, policy=dataclasses.replace(POLICY, keep_sent=DAY))
+    bench.put()
+    bench.rows("UPDATE delivery SET state = 4, settled_at = 0")
+    assert bench.do(ForgetSent(0)) is None
+    assert len(bench.rows("SELECT 1 FROM content")) == 1
+    bench.core.close()

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from relayd.spool.leasing import TakeLeases
-from relayd.spool.wishes import Adopt, Ask, Hasten, missing
+from relayd.spool.moves import missing
+from relayd.spool.wishes import Adopt, Ask, Hasten
 from tests.spooling import ALERTS, OTHER, SCANS, Bench, way
 
 
