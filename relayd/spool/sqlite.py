@@ -161,6 +161,7 @@ class Core:
             check_same_thread=False,
             cached_statements=512,
         )
+        connection.text_factory = schema.text_of
         try:
             with self._turnstile:
                 for pragma in _PRAGMAS:

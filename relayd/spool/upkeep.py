@@ -6,12 +6,11 @@ keeps mail waiting; an operation returns None or an empty result when nothing is
 
 from __future__ import annotations
 
-import json
 from typing import Final
 
 from relayd.clock import from_micros
 from relayd.spool import moves
-from relayd.spool.model import PRIORITIES, MailboxRef, QueueId
+from relayd.spool.model import PRIORITIES, MailboxRef, QueueId, recipients_in
 from relayd.spool.store import Expired, Work
 from relayd.spool.transaction import (
     SIBLINGS,
@@ -126,7 +125,7 @@ class Expire(Operation[tuple[Expired, ...]]):
                 mailbox=MailboxRef(str(row[2]), str(row[3])),
                 held_by=str(row[4]),
                 attempts=int(row[5] or 0),
-                recipients=tuple(json.loads(str(row[6]))),
+                recipients=recipients_in(str(row[6])),
                 sender=str(row[7]),
                 device=str(row[8]),
                 session=str(row[9]),

@@ -74,6 +74,19 @@ def test_mail_taken_in_under_a_wrong_clock_gets_its_whole_time(bench: Bench) -> 
     assert len(bench.do(Expire())) == 1
 
 
+def test_a_damaged_row_keeps_no_other_from_its_end_or_its_turn(bench: Bench) -> None:
+    bad, good = bench.put(), bench.put()
+    bench.rows("UPDATE delivery SET recipients = '[not json' WHERE id = ?", bad)
+    bench.rows("UPDATE delivery SET state = 1, due = 9223372036854775807 WHERE id = ?", bad)
+    assert bench.do(ReadWork()).next_due_at is not None
+    bench.clock.advance(365 * 86_400)
+    given_up = bench.do(Expire())
+    assert {one.message: one.recipients for one in given_up} == {
+        bad: ("[not json",),
+        good: ("admin@contoso.com",),
+    }
+
+
 def test_corrupt_mail_never_expires(bench: Bench) -> None:
     bench.put()
     bench.rows("UPDATE delivery SET state = 2, held_by = 'corrupt'")
