@@ -46,7 +46,7 @@ from relayd.deliver.outcome import (
     Result,
     Sent,
 )
-from relayd.deliver.wallclock import WallClock
+from relayd.deliver.wallclock import EARLIEST, WallClock
 from relayd.errors import LeaseLost, SpoolUnavailable
 from relayd.identity import aadsts
 from relayd.observe import metrics
@@ -59,7 +59,7 @@ from relayd.spool.model import (
     State,
     queue_id_text,
 )
-from relayd.spool.store import Door
+from relayd.spool.store import Door, Expired
 from relayd.values import frozen
 
 log = structlog.get_logger()
@@ -888,9 +888,9 @@ class Courier:
     def tidy(self) -> None:
         """Do the upkeep now; raises nothing but what nobody foresaw."""
         self.reclaim()
-        if self._wall.may_expire():
+        if self._clock.utcnow() >= EARLIEST:
             try:
-                expired = self._door.sweep()
+                expired = self._swept()
             except SpoolUnavailable as error:
                 self._spool_failed(error)
                 return
@@ -915,6 +915,12 @@ class Courier:
         self._learn_holds()
         self._must_scan = True
         self._wake.set()
+
+    def _swept(self) -> tuple[Expired, ...]:
+        if self._wall.may_expire():
+            return self._door.sweep()
+        self._door.follow_clock()  # what was due in a minute must not wait for the old clock's hour
+        return ()
 
     def _learn_holds(self) -> None:
         self._held = {(hold.mailbox, hold.header_from) for hold in self._door.holds()}

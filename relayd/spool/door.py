@@ -411,16 +411,26 @@ class SqliteDoor:
     def sweep(self) -> tuple[Expired, ...]:
         """Expire, forget, tidy; returns what was given up."""
         self._all_of(lambda: self.ask(ReleaseHeld()))
-        ahead_s = self._clock_went_ahead_s()
-        clamped = self.ask(Clamp(went_back=ahead_s < -_SET_BACK_S))
-        if clamped:
-            log.warning("spool.clock_jumped", brought_back=clamped)
+        ahead_s = self._clamp()
         expired = () if ahead_s > _JUMP_S else self._expired()
         self._page(ForgetContent)
         self._page(ForgetHistory)
         self._remove_orphans()
         self._flusher.in_thread(lambda: self._core.checkpoint(truncate=True))
         return expired
+
+    def follow_clock(self) -> None:
+        """Make due again what a clock that was set back would keep."""
+        self._clamp()
+
+    def _clamp(self) -> float:
+        """Bring moments back that a clock which was set put far ahead; see _clock_went_ahead_s."""
+        ahead_s = self._clock_went_ahead_s()
+        back_s = -ahead_s if ahead_s < -_SET_BACK_S else 0.0
+        clamped = self.ask(Clamp(back=int(back_s * _MICROS)))
+        if clamped:
+            log.warning("spool.clock_jumped", brought_back=clamped)
+        return ahead_s
 
     def _expired(self) -> tuple[Expired, ...]:
         found: list[Expired] = []

@@ -244,11 +244,11 @@ def _is_over(batch: Transaction, message: int) -> bool:
 class Clamp(Operation[int]):
     """Bring back moments that a jumping clock put far ahead; O(mailboxes) if there are none.
 
-    went_back: the clock was set back since the last time: what was READY then still is, though
-               its moment now lies ahead.
+    back: how far the clock was set back since the last time, microseconds; what waits does not
+          wait so much longer. Each worker sees it for itself, so some is due sooner than it was.
     """
 
-    went_back: bool = False
+    back: int = 0
 
     def run(self, batch: Transaction) -> int:
         """Return how many rows and Holds it brought back, to one retry step from now."""
@@ -260,11 +260,12 @@ class Clamp(Operation[int]):
         changed = batch.run("UPDATE hold SET probe_at = ? WHERE probe_at > ?", step, limit)
         for upstream, mailbox, *lasts in rows:
             for rank, last in zip(_RANKS, lasts, strict=True):
-                if self.went_back:
+                if self.back:
                     changed += batch.run(
-                        "UPDATE delivery SET due = ? WHERE state = 0 AND upstream = ?"
-                        " AND mailbox = ? AND priority = ? AND due > ?",
+                        "UPDATE delivery SET due = max(?, due - ?) WHERE state <= 1"
+                        " AND upstream = ? AND mailbox = ? AND priority = ? AND due > ?",
                         batch.now,
+                        self.back,
                         upstream,
                         mailbox,
                         rank,

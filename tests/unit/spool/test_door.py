@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import gevent
@@ -18,7 +19,7 @@ from relayd.observe import metrics
 from relayd.spool.door import SqliteDoor, open_spool, spool_path
 from relayd.spool.model import State
 from relayd.spool.queries import Filter
-from tests.spooling import ALERTS, SENT, SqliteBackend, Taker, new_message, put, way
+from tests.spooling import ALERTS, SENT, SqliteBackend, Taker, deferred, new_message, put, way
 
 
 @pytest.fixture
@@ -253,6 +254,19 @@ def test_a_clock_that_jumps_ahead_kills_no_mail(backend: SqliteBackend, door: Sq
     assert door.sweep() == ()
     assert (message, State.READY, "") in backend.states().values()
     assert len(door.sweep()) == 1  # it is still so late: then it is late
+
+
+def test_what_is_due_in_a_minute_stays_so_when_the_clock_is_set_back(
+    backend: SqliteBackend, door: SqliteDoor
+) -> None:
+    put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, deferred(backend.clock))
+    backend.clock.now -= timedelta(hours=2)
+    door.follow_clock()
+    due = door.work().next_due_at
+    assert due is not None
+    assert due - backend.clock.now == timedelta(seconds=60)
 
 
 def test_orphaned_files_go_when_they_are_old(backend: SqliteBackend, door: SqliteDoor) -> None:
