@@ -24,7 +24,7 @@ from gevent.threadpool import ThreadPool
 
 from relayd.clock import SYSTEM, Clock, micros
 from relayd.config.model import Spool
-from relayd.errors import ConfigError, LeaseLost, SpoolUnavailable
+from relayd.errors import ConfigError, LeaseLost, SpoolFull, SpoolUnavailable
 from relayd.observe import metrics
 from relayd.spool import moves
 from relayd.spool.accepting import Accept, Birth, Undo, message_row
@@ -63,6 +63,7 @@ _MICROS: Final = 1_000_000
 _SCHEME: Final = "sqlite://"
 _HEALTH_S: Final = 1.0
 _JUMP_S: Final = 3600.0
+_MAKE_ROOM_S: Final = 5.0
 _SET_BACK_S: Final = 5.0
 _DAY_S: Final = 86_400.0
 
@@ -178,6 +179,7 @@ class SqliteDoor:
         self._space = space
         self._lane_lock = lane_lock
         self._told_free = -1
+        self._room_made_at = float("-inf")
         self._taker: Taker = _NoTaker()
         self._holds: tuple[Hold, ...] = ()
         self._causes: Mapping[Pair, str] = {}
@@ -213,7 +215,7 @@ class SqliteDoor:
         if self._flusher.is_closed or self._core.trouble is not None:
             self.ask(ReadWork())  # raises, or finds that the disk works again
         try:
-            self._space.check(priority)
+            self._check_space(priority)
         except OSError as error:
             raise unavailable(error) from error
         finally:
@@ -221,6 +223,19 @@ class SqliteDoor:
         return SqliteDraft(
             self._ids.next(), accept=self._accept, files=self._files, shelf=self._core.shelf
         )
+
+    def _check_space(self, priority: int) -> None:
+        """Raise SpoolFull only when what the log takes up has been given back to the disk."""
+        try:
+            self._space.check(priority)
+        except SpoolFull:
+            now = self._clock.monotonic()
+            if now < self._room_made_at + _MAKE_ROOM_S or not self._core.log_bytes():
+                raise
+            self._room_made_at = now
+            self._flusher.in_thread(lambda: self._core.checkpoint(truncate=True))
+            self._space.look_again()
+            self._space.check(priority)
 
     def trouble(self) -> str:
         """Return why mail cannot be kept now, "" when it can; tries a failed disk once more."""

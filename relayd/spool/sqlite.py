@@ -397,6 +397,13 @@ class Core:
         """True when about 16 MiB were written since the last checkpoint."""
         return self._pages >= _CHECKPOINT_PAGES
 
+    def log_bytes(self) -> int:
+        """Return how large the log is on the disk, octets; from any thread."""
+        try:
+            return os.stat(self.path + "-wal").st_size
+        except OSError:
+            return 0
+
     def checkpoint(self, *, truncate: bool = False) -> None:
         """Bring the log's pages into the database. truncate: and make the log empty."""
         mode = "TRUNCATE" if truncate else "PASSIVE"
