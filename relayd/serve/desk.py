@@ -23,6 +23,7 @@ from relayd.access.logins import Accepted, Rejected, Verdict
 from relayd.access.plan import NO_UPSTREAM, STRANGER, Planner, Refusal, let_in
 from relayd.clock import SYSTEM, Clock
 from relayd.config.model import Config, Listener, Submitter
+from relayd.errors import SpoolUnavailable
 from relayd.master.child import Pulse
 from relayd.message.address import Address
 from relayd.message.envelope import Envelope, Origin
@@ -331,7 +332,10 @@ class Desk:
         transaction, submitter = self._transaction, self._submitter
         if transaction is None or submitter is None:
             return replies.NEED_MAIL
-        draft = self._house.door.draft(priority=PRIORITIES[submitter.priority])
+        try:
+            draft = self._house.door.draft(priority=PRIORITIES[submitter.priority])
+        except SpoolUnavailable as error:
+            return self._not_kept(error)
         only = str(transaction.recipients[0]) if len(transaction.recipients) == 1 else None
         trace = received_line(
             self._origin(transaction),
@@ -354,6 +358,19 @@ class Desk:
         transaction, submitter, intake = self._transaction, self._submitter, self._intake
         if transaction is None or submitter is None or intake is None:
             return replies.NEED_MAIL
+        try:
+            return self._kept(transaction, submitter, intake, end, began)
+        except SpoolUnavailable as error:
+            return self._not_kept(error)
+
+    def _kept(
+        self,
+        transaction: Transaction,
+        submitter: Submitter,
+        intake: Intake,
+        end: ContentEnd,
+        began: float,
+    ) -> Reply:
         head, body_sha256 = intake.finish()
         seen = glance(
             head,
@@ -454,6 +471,17 @@ class Desk:
         )  # fmt: skip
         do = "Look at the Received lines: a host it went through sends it back to this relay."
         return self._note(replies.TOO_MANY_HOPS, reason, do)
+
+    def _not_kept(self, error: SpoolUnavailable) -> Reply:
+        """Tell why nothing was kept: most devices do not try again, so this is lost mail."""
+        reply = replies.refusal(error)
+        reason = f"the spool cannot take it: {error}"
+        log.error(
+            "message.refused", session=self._session, ip=self._ip, device=self._device,
+            user=self._user, code=reply.code, reason=reason,
+        )  # fmt: skip
+        do = "Look at the disk: relayd status. Then have the device send again."
+        return self._note(reply, reason, do)
 
     def _refuse(self, refusal: Refusal, **about: str) -> Reply:
         log.warning(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from relayd.access.logins import Accepted, Rejected, Unavailable, Verdict
 from relayd.access.passwords import DUMMY_HASH
@@ -14,7 +15,7 @@ from relayd.access.plan import Planner
 from relayd.access.users import UsersFile, path_in
 from relayd.clock import FakeClock
 from relayd.config.model import Config, Device, Limits, Listener, Secret, Server, Upstream, User
-from relayd.errors import SpoolFull
+from relayd.errors import SpoolFull, SpoolUnavailable
 from relayd.message.address import Address
 from relayd.serve.desk import Desk, House
 from relayd.smtp import replies
@@ -227,16 +228,33 @@ def test_a_message_that_goes_round_is_ended() -> None:
     assert Room().send(content=received + BODY) == replies.TOO_MANY_HOPS
 
 
-def test_a_spool_that_is_full_is_no_250() -> None:
+@pytest.mark.parametrize(
+    ("trouble", "code"), [(SpoolFull("5 octets free"), 452), (SpoolUnavailable("not in time"), 451)]
+)
+@pytest.mark.parametrize("when", ["at DATA", "while it comes", "at the dot"])
+def test_what_the_spool_cannot_take_is_no_250_and_told_with_its_reason(
+    trouble: SpoolUnavailable, code: int, when: str
+) -> None:
     room = Room()
     room.desk.on_mail(Mail(None))
     room.desk.on_rcpt(Rcpt(Address("ops", "contoso.com")))
-    room.desk.on_data()
-    assert room.desk._intake is not None
-    room.desk._intake._error = SpoolFull()
-
-    with pytest.raises(SpoolFull):
-        room.desk.on_end(ContentEnd(size=0))
+    with capture_logs() as logs:
+        if when == "at DATA":
+            room.door.broken = trouble
+        reply = room.desk.on_data()
+        if when != "at DATA":
+            assert room.desk._intake is not None
+            room.desk._intake._error = trouble if when == "while it comes" else None
+            room.door.broken = trouble
+            reply = room.desk.on_end(ContentEnd(size=0))
+    assert isinstance(reply, Reply)
+    assert reply.code == code
+    (line,) = logs
+    assert (line["event"], line["log_level"], line["device"]) == ("message.refused", "error", "ups")
+    assert (line["code"], line["reason"]) == (code, f"the spool cannot take it: {trouble}")
+    found = room.desk.why
+    assert found is not None
+    assert (found.code, "relayd status" in found.do) == (code, True)
 
 
 def test_nothing_of_one_message_is_left_for_the_next() -> None:
