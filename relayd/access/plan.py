@@ -118,7 +118,7 @@ class Planner:
         upstream = self._upstream(submitter)
         if upstream is None:
             return self._no_way_out(submitter)
-        return self._too_large(submitter, size) or _refusal(
+        return self.check_size(submitter, size) or _refusal(
             judge_envelope(
                 submitter, upstream, sender, default_domain=self._config.server.default_domain
             )
@@ -142,7 +142,7 @@ class Planner:
         upstream = self._upstream(submitter)
         if upstream is None:
             return self._no_way_out(submitter)
-        too_large = self._too_large(submitter, size)
+        too_large = self.check_size(submitter, size)
         if too_large is not None:
             return too_large
         verdict = judge(
@@ -186,7 +186,8 @@ class Planner:
             do=do,
         )
 
-    def _too_large(self, submitter: Submitter, size: int) -> Refusal | None:
+    def check_size(self, submitter: Submitter, size: int) -> Refusal | None:
+        """Judge a size, octets."""
         limit = self.size_limit(submitter)
         if size <= limit:
             return None
@@ -200,11 +201,11 @@ class Planner:
 
     def _larger(self, submitter: Submitter, limit: int) -> str:
         """Return what sets the limit."""
-        if limit == self._config.limits.max_message_size:
-            return "Raise max_message_size in [limits], or have the device send smaller mail."
         upstream = self._upstream(submitter)
-        name = upstream.name if upstream is not None else "NAME"
-        return f"[upstream.{name}] carries no more: have the device send smaller mail."
+        # By default max_message_size is what the upstreams carry: raising it would change nothing.
+        if upstream is None or limit < _carried(upstream):
+            return "Raise max_message_size in [limits], or have the device send smaller mail."
+        return f"[upstream.{upstream.name}] carries no more: have the device send smaller mail."
 
     def _completed(self, address: Address, upstream: Upstream) -> Address:
         """Return a recipient with a domain, wherever one is known ("postmaster")."""

@@ -74,11 +74,12 @@ class House:
 
 @frozen(kw_only=True)
 class Transaction:
-    """One MAIL and what followed; replaced whole."""
+    """One MAIL and what followed; replaced whole. is_overfull: recipients were left out."""
 
     sender: Address | None
     smtputf8: bool
     recipients: tuple[Address, ...] = ()
+    is_overfull: bool = False
 
 
 class Desk:
@@ -317,15 +318,30 @@ class Desk:
         transaction, submitter = self._transaction, self._submitter
         if transaction is None or submitter is None:
             return replies.NEED_MAIL
-        if len(transaction.recipients) >= self._house.config.limits.max_recipients:
-            return replies.TOO_MANY_RECIPIENTS
         address = self._completed(rcpt.forward_path) or rcpt.forward_path
+        if len(transaction.recipients) >= self._house.config.limits.max_recipients:
+            return self._too_many(transaction, address)
         refusal = self._house.planner.check_rcpt(submitter, address)
         if refusal is not None:
             return self._refuse(refusal, recipient=str(address))
         recipients = (*transaction.recipients, address)
         self._transaction = replace(transaction, recipients=recipients)
         return replies.RECIPIENT_OK
+
+    def _too_many(self, transaction: Transaction, address: Address) -> Reply:
+        """Refuse a recipient; told once for a message, for there may be thousands."""
+        if not transaction.is_overfull:
+            self._transaction = replace(transaction, is_overfull=True)
+            most = self._house.config.limits.max_recipients
+            refusal = Refusal(
+                code=replies.TOO_MANY_RECIPIENTS.code,
+                enhanced=replies.TOO_MANY_RECIPIENTS.enhanced or "",
+                text=replies.TOO_MANY_RECIPIENTS.lines[0],
+                log_reason=f"max_recipients is {most}: this one, and who comes after, is left out",
+                do="Raise max_recipients in [limits], or have the device write to fewer at once.",
+            )
+            self._refuse(refusal, recipient=str(address))
+        return replies.TOO_MANY_RECIPIENTS
 
     def on_data(self) -> ContentTerms | Reply:
         """Open a draft and write our trace line as its first."""
@@ -388,6 +404,24 @@ class Desk:
         took = self._house.clock.monotonic() - began
         self._accepted(queue_id_text(intake.draft.id), message, end, took)
         return replies.queued(queue_id_text(intake.draft.id))
+
+    def on_unfit(self, end: ContentEnd, reply: Reply) -> None:
+        """Tell why content was refused that never came to `on_end`."""
+        submitter, refusal = self._submitter, None
+        if end.too_large and submitter is not None:
+            refusal = self._house.planner.check_size(submitter, end.size)
+        do = (
+            "Have the device send smaller mail."
+            if end.too_large
+            else f'Write profile = "device" into [[listener]] "{self._listener.name}".'
+        )
+        self._refuse(
+            refusal
+            or Refusal(
+                code=reply.code, enhanced=reply.enhanced or "", text=reply.lines[0],
+                log_reason=reply.lines[0], do=do,
+            )
+        )  # fmt: skip
 
     def _planned(
         self,

@@ -150,8 +150,12 @@ class Desk(Protocol):
         """Make the message durable, then answer replies.queued(id); raises SpoolUnavailable.
 
         Not called for content the session refuses by itself (too large, bare newlines on a
-        strict listener): then only `reset` is.
+        strict listener): then `on_unfit` is.
         """
+        ...
+
+    def on_unfit(self, end: ContentEnd, reply: Reply) -> None:
+        """Tell the operator of content that the session refuses with `reply`."""
         ...
 
     def reset(self) -> None:
@@ -475,12 +479,16 @@ class Session:
     def _end_content(self, end: ContentEnd) -> Reply:
         try:
             if end.too_large:
-                return replies.MESSAGE_TOO_LARGE
+                return self._unfit(end, replies.MESSAGE_TOO_LARGE)
             if end.bare_newline and self._manners.profile == "strict":
-                return replies.BARE_NEWLINE
+                return self._unfit(end, replies.BARE_NEWLINE)
             return self._desk.on_end(end)
         finally:
             self._desk.reset()
+
+    def _unfit(self, end: ContentEnd, reply: Reply) -> Reply:
+        self._desk.on_unfit(end, reply)
+        return reply
 
     def _begin_auth(self, auth: Auth) -> Reply:
         refused = self._desk.may_authenticate(auth.mechanism)

@@ -69,7 +69,9 @@ def test_too_large_content_is_never_given_to_the_desks_end() -> None:
 
     assert codes(wire.said)[-1] == 552
     assert "end" not in desk.calls
-    assert desk.calls[-2:] == ["reset", "drop"]
+    assert desk.calls[-3:] == ["unfit", "reset", "drop"]
+    ((end, reply),) = desk.unfit
+    assert (end.size, reply) == (101, replies.MESSAGE_TOO_LARGE)
 
 
 def test_half_a_message_ends_in_drop_only() -> None:
