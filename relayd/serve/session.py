@@ -421,8 +421,8 @@ class Session:
         octets = self._protocol.send(reply, terms)
         self._say(octets)
         if not reply.is_positive:
-            self._note_refusal(reply, weight=_weight(event))
-        elif isinstance(event, ContentEnd):
+            self._note_refusal(reply, weight=_weight(event, self._protocol.line))
+        elif isinstance(event, ContentEnd) and not self._has_left_out():
             self._refusal = None
         if isinstance(answer, ssl.SSLContext):
             return self._start_tls(answer)
@@ -532,6 +532,9 @@ class Session:
             octets, self._out = self._out, b""
             self._wire.send(octets)
 
+    def _has_left_out(self) -> bool:
+        return self._refusal is not None and self._refusal.weight == _LEFT_OUT
+
     def _note_refusal(self, reply: Reply, *, weight: int) -> None:
         """Keep the first of the weightiest refusals, and what led to it."""
         if self._refusal is None or self._refusal.weight < weight:
@@ -540,17 +543,22 @@ class Session:
 
 @frozen
 class _Refused:
-    """weight: 2 for what a desk or the content's end refused, 1 for slips of the language."""
+    """weight: 3 for a recipient that cannot be read, and is left out though the message is
+    accepted; 2 for what a desk or the content's end refused, 1 for slips of the language.
+    """
 
     reply: Reply
     weight: int
     transcript: tuple[str, ...]
 
 
+_LEFT_OUT: Final = 3
 _WEIGHTY: Final = Mail | Rcpt | Data | ContentEnd | Auth | AuthResponse | Hangup
 
 
-def _weight(event: Owing) -> int:
+def _weight(event: Owing, line: bytes) -> int:
+    if isinstance(event, BadCommand) and line[:4].upper() == b"RCPT":
+        return _LEFT_OUT
     return 2 if isinstance(event, _WEIGHTY) else 1
 
 

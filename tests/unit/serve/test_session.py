@@ -497,6 +497,16 @@ def test_an_accepted_message_wipes_old_refusals() -> None:
     assert farewell.refusal is None
 
 
+def test_but_not_that_a_recipient_was_left_out() -> None:
+    mistyped = b"MAIL FROM:<a@example.com>\r\nRCPT TO:<ops@@example.com>\r\n"
+    rest = b"RCPT TO:<b@example.com>\r\nDATA\r\n.\r\nQUIT\r\n"
+    farewell, wire, _ = serve(HELLO, b"XFOO\r\n", mistyped, rest)
+
+    assert codes(wire.said)[-2:] == [250, 221]
+    assert farewell.refusal is replies.BAD_RECIPIENT
+    assert "C: RCPT TO:<ops@@example.com>" in farewell.transcript
+
+
 def test_transcripts_are_bounded() -> None:
     farewell, _, _ = serve(b"NOOP\r\n" * 500, b"NOOP " + b"x" * 4000 + b"\r\nXFOO\r\n")
 
