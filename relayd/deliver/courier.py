@@ -638,7 +638,9 @@ class Courier:
         except Exception as error:  # unknown is temporary (ADR 0006)
             log.exception("courier.bug", id=queue_id_text(lease.message))
             self._spare_probe(lane, carried)
-            result = catalogue.local("unknown-error", type(error).__name__)
+            unforeseen = catalogue.local("unknown-error", type(error).__name__)
+            # After the first octet nobody knows what Microsoft has: as the upstream wants it.
+            result = Ambiguous(unforeseen.answer) if carried.has_begun else unforeseen
         else:
             self._heed(lane, carried, result)
         if not (carried.may_start() or carried.has_begun):

@@ -28,6 +28,7 @@ from relayd.deliver.outcome import (
     Result,
     Sent,
 )
+from relayd.deliver.transport import Grip
 from relayd.errors import LeaseLost, SpoolUnavailable
 from relayd.spool.model import Lease, MailboxRef, NewDelivery, QueueId, Settlement, State
 from relayd.spool.store import Expired, Hold
@@ -514,8 +515,21 @@ def test_the_unforeseen_is_temporary_logged_and_does_not_spread(scene: Scene) ->
 
     assert (first.state, second.state) == (State.DEFERRED, State.SENT)
     assert first.history[0].code == "unknown-error"
+    assert first.history[0].outcome == "ambiguous", "an octet had gone out: it may have been sent"
     assert scene.line("courier.bug")["exc_info"] is True
     assert scene.slots.all_free()
+
+
+def test_the_unforeseen_before_the_first_octet_has_sent_nothing(scene: Scene) -> None:
+    def explode(_: Grip) -> None:
+        raise ZeroDivisionError
+
+    scene.transport.before = explode
+    scene.start()
+    row = scene.door.accept()
+    scene.settle()
+
+    assert (row.state, row.history[0].outcome) == (State.DEFERRED, "deferred")
 
 
 def test_expired_is_given_up_with_its_last_reason(scene: Scene) -> None:
