@@ -22,6 +22,8 @@ from typing import Final, Protocol
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
+_LEAST_MICROS: Final = (datetime(1900, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_MOST_MICROS: Final = (datetime(9000, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
 
 class Clock(Protocol):
@@ -82,8 +84,11 @@ def micros(moment: datetime) -> int:
 
 
 def from_micros(value: int) -> datetime:
-    """Return the aware UTC moment of a stored value."""
-    return _EPOCH + value * _MICROSECOND
+    """Return the aware UTC moment of a stored value, within the years 1900 to 9000.
+
+    A damaged one must not stop what is read along with it.
+    """
+    return _EPOCH + min(max(value, _LEAST_MICROS), _MOST_MICROS) * _MICROSECOND
 
 
 def boot_id() -> str:

@@ -237,6 +237,9 @@ class FakeDoor:
             row.state = State.READY
         return len(dead)
 
+    def follow_clock(self) -> None:
+        self._check("follow_clock")
+
     def sweep(self) -> tuple[Expired, ...]:
         self._check("sweep")
         expired, self.expired = self.expired, ()

@@ -29,6 +29,7 @@ class FakeDesk:
     calls: list[str] = field(default_factory=list)
     credentials: list[Credentials] = field(default_factory=list)
     ends: list[ContentEnd] = field(default_factory=list)
+    unfit: list[tuple[ContentEnd, Reply]] = field(default_factory=list)
     trouble: dict[str, Exception] = field(default_factory=dict)  # by call
     _open: bytearray = field(default_factory=bytearray)
 
@@ -98,6 +99,10 @@ class FakeDesk:
         self.ends.append(end)
         self.kept.append(bytes(self._open))
         return replies.queued(f"{len(self.kept):012d}")
+
+    def on_unfit(self, end: ContentEnd, reply: Reply) -> None:
+        self._note("unfit")
+        self.unfit.append((end, reply))
 
     def reset(self) -> None:
         self.calls.append("reset")

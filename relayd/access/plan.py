@@ -190,6 +190,17 @@ class Planner:
             do=do,
         )
 
+    def check_size(self, submitter: Submitter, size: int) -> Refusal | None:
+        """Judge a size, octets."""
+        upstream = self._upstream(submitter)
+        if upstream is None:
+            return self._no_way_out(submitter)
+        return (
+            self._too_large(submitter, upstream, size)
+            if size > self._limits[upstream.name]
+            else None
+        )
+
     def _too_large(self, submitter: Submitter, upstream: Upstream, size: int) -> Refusal:
         limit = self._limits[upstream.name]
         return Refusal(
@@ -202,7 +213,8 @@ class Planner:
 
     def _larger(self, upstream: Upstream, limit: int) -> str:
         """Return what sets the limit."""
-        if limit == self._config.limits.max_message_size:
+        # By default max_message_size is what the upstreams carry: raising it would change nothing.
+        if limit < _carried(upstream):
             return "Raise max_message_size in [limits], or have the device send smaller mail."
         return f"[upstream.{upstream.name}] carries no more: have the device send smaller mail."
 

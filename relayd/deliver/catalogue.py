@@ -42,6 +42,7 @@ LONG_WAIT_S: Final = 20.0
 MAX_RETRY_AFTER_S: Final = 86_400.0
 _LONG_BACKOFF_S: Final = 3600.0
 _MAX_TEXT: Final = 300
+_UUID_LENGTH: Final = 36
 _MAX_DEPTH: Final = 16
 
 
@@ -588,12 +589,12 @@ def classify(
     now:           for a Retry-After that is a date and comes without Date.
     """
     if status == _TAKEN and sent_all:
-        return Sent(Answer(status=status, request_id=headers.get("request-id", "")))
+        return Sent(Answer(status=status, request_id=_request_id(headers)))
     codes, text, inner_id = _read_body(body, headers.get("content-type", ""))
     answer = Answer(
         status=status,
         code=_deciding(codes),
-        request_id=bounded(headers.get("request-id", "") or inner_id),
+        request_id=_request_id(headers) or bounded(inner_id),
         text=text,
     )
     row = entry_for(answer)
@@ -651,6 +652,12 @@ def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> floa
     if not math.isfinite(seconds):
         return None
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
+
+
+def _request_id(headers: Mapping[str, str]) -> str:
+    value = headers.get("request-id", "")
+    # Nearly always a UUID: every message sent has one.
+    return value if len(value) <= _UUID_LENGTH and value.isprintable() else bounded(value)
 
 
 def bounded(text: str) -> str:

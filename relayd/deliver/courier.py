@@ -48,7 +48,7 @@ from relayd.deliver.outcome import (
     Result,
     Sent,
 )
-from relayd.deliver.wallclock import WallClock
+from relayd.deliver.wallclock import EARLIEST, WallClock
 from relayd.errors import LeaseLost, SpoolUnavailable
 from relayd.identity import aadsts
 from relayd.observe import metrics
@@ -61,7 +61,7 @@ from relayd.spool.model import (
     State,
     queue_id_text,
 )
-from relayd.spool.store import Door
+from relayd.spool.store import Door, Expired
 from relayd.values import frozen
 
 log = structlog.get_logger()
@@ -742,7 +742,9 @@ class Courier:
         except Exception as error:  # unknown is temporary (ADR 0006)
             log.exception("courier.bug", id=queue_id_text(lease.message))
             self._spare_probe(lane, carried)
-            result = catalogue.local("unknown-error", type(error).__name__)
+            unforeseen = catalogue.local("unknown-error", type(error).__name__)
+            # After the first octet nobody knows what Microsoft has: as the upstream wants it.
+            result = Ambiguous(unforeseen.answer) if carried.has_begun else unforeseen
         else:
             self._heed(lane, carried, result)
         if not (carried.may_start() or carried.has_begun):
@@ -1017,9 +1019,9 @@ class Courier:
     def tidy(self) -> None:
         """Do the upkeep now; raises nothing but what nobody foresaw."""
         self.reclaim()
-        if self._wall.may_expire():
+        if self._clock.utcnow() >= EARLIEST:
             try:
-                expired = self._door.sweep()
+                expired = self._swept()
             except SpoolUnavailable as error:
                 self._spool_failed(error)
                 return
@@ -1044,6 +1046,12 @@ class Courier:
         self._learn_holds()
         self._must_scan = True
         self._wake.set()
+
+    def _swept(self) -> tuple[Expired, ...]:
+        if self._wall.may_expire():
+            return self._door.sweep()
+        self._door.follow_clock()  # what was due in a minute must not wait for the old clock's hour
+        return ()
 
     def _learn_holds(self) -> None:
         self._held = {(hold.mailbox, hold.header_from) for hold in self._door.holds()}

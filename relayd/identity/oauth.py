@@ -146,10 +146,15 @@ class Wire:
             allow_redirects=False,
         ) as response:
             octets = b"".join(self._pieces(response))
-            announced = response.headers.get("Content-Length", "")
+            announced = response.headers.get("Content-Length", "")[:18]
             is_plain = "Content-Encoding" not in response.headers
             # urllib3 1.26 takes half an answer for a whole one.
-            if is_plain and announced.isdigit() and len(octets) < int(announced):
+            if (
+                is_plain
+                and announced.isascii()
+                and announced.isdigit()
+                and len(octets) < int(announced)
+            ):
                 raise requests.ConnectionError("the answer was cut off")
             reply = Reply(
                 response.status_code, dict(response.headers), octets.decode("utf-8", "replace")
@@ -297,9 +302,12 @@ def _issued(answer: object) -> Issued | None:
     value = answer.get("access_token")
     try:
         life_s = float(answer.get("expires_in") or 0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     if not isinstance(value, str) or not value or not 0 < life_s < float("inf"):
+        return None
+    # SECURITY: it goes into a header of each request; a line break in it would add others.
+    if not (value.isascii() and value.isprintable()):
         return None
     return Issued(value, life_s)
 
@@ -369,7 +377,7 @@ def retry_after(reply: Reply) -> float | None:
     try:
         until = email.utils.parsedate_to_datetime(text)
         now = email.utils.parsedate_to_datetime(headers.get("date", ""))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, IndexError, OverflowError):
         return None
     # Both by the server's clock: ours may be wrong.
     wait_s = (until.replace(tzinfo=UTC) - now.replace(tzinfo=UTC)).total_seconds()

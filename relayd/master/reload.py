@@ -27,6 +27,7 @@ from relayd.master.crew import Child, Crew, Life
 from relayd.master.frames import Frame, Json, done, refused
 from relayd.master.house import House, Phase
 from relayd.master.household import News, What
+from relayd.master.settings import spool_path
 from relayd.master.sockets import Bound
 from relayd.observe import logfmt
 
@@ -165,10 +166,17 @@ class Reload:
     def _objections(self, verdict: Loaded) -> list[str]:
         """Return why a configuration that is right in itself cannot be put in force now."""
         old, new = self._house.current.config.settings, verdict.settings
-        if old.runtime_dir == new.runtime_dir:
-            return []
-        change = f"{old.runtime_dir} to {new.runtime_dir}"
-        return [f"server.runtime_dir: {change} needs a restart: systemctl restart relayd"]
+        found = []
+        if old.runtime_dir != new.runtime_dir:
+            change = f"{old.runtime_dir} to {new.runtime_dir}"
+            found.append(f"server.runtime_dir: {change} needs a restart: systemctl restart relayd")
+        if spool_path(old.spool_url) != spool_path(new.spool_url):
+            found.append(
+                f"spool.url: {old.spool_url} to {new.spool_url} needs a restart, and its mail stays"
+                " behind: wait until the queue is empty (relayd queue list), or stop the relay and"
+                " move the spool's folder; then systemctl restart relayd"
+            )
+        return found
 
     def _former(self) -> list[Child]:
         """Return the children that were told to go and have not gone."""

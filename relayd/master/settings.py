@@ -72,11 +72,16 @@ def default_workers() -> int:
 
 
 def _spool_dir(url: str) -> str:
-    """Return the folder of sqlite:///relative or sqlite:////absolute/spool.db; "" for others.
+    """Return the folder of sqlite:///relative or sqlite:////absolute/spool.db; "" for others."""
+    return os.path.dirname(spool_path(url))
+
+
+def spool_path(url: str) -> str:
+    """Return the database's path; "" for what is not SQLite.
 
     Both `sqlite:///var/…` and `sqlite:////var/…` are written for the absolute path; the
     relative reading would put a queue wherever the daemon was started.
     """
     if not url.startswith(_SQLITE):
         return ""
-    return os.path.dirname("/" + url.removeprefix(_SQLITE).lstrip("/"))
+    return os.path.normpath("/" + url.removeprefix(_SQLITE).lstrip("/"))

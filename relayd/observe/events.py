@@ -47,6 +47,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "library.message": "A library we use warned of something; `logger=` names it.",
     "listener.bound": "A listening socket is open.",
     "listener.closed": "A listening socket is gone from the configuration and closed.",
+    "listener.exhausted": "No connection can be accepted for lack of descriptors or memory; they wait.",
     "listener.missing": "An address is not listened on because this system has no IPv6.",
     "listener.unclaimed": "systemd passed a socket that no listener asks for; closed.",
     "log.dropped": "Log lines were lost because nobody took them; `lines=` says how many.",

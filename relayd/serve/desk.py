@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import field, replace
 from datetime import timedelta
 from typing import Final, Protocol
 
@@ -23,6 +23,7 @@ from relayd.access.logins import Accepted, Rejected, Verdict
 from relayd.access.plan import NO_UPSTREAM, STRANGER, Planner, Refusal, let_in
 from relayd.clock import SYSTEM, Clock
 from relayd.config.model import Config, Listener, Submitter
+from relayd.errors import SpoolUnavailable
 from relayd.master.child import Pulse
 from relayd.message.address import Address
 from relayd.message.envelope import Envelope, Origin
@@ -73,11 +74,15 @@ class House:
 
 @frozen(kw_only=True)
 class Transaction:
-    """One MAIL and what followed; replaced whole. origin: as trace, log and spool tell it."""
+    """One MAIL and what followed; replaced whole.
+
+    origin: as trace, log and spool tell it. is_overfull: recipients were left out.
+    """
 
     sender: Address | None
     origin: Origin
     recipients: tuple[Address, ...] = ()
+    is_overfull: bool = False
 
 
 class Desk:
@@ -320,9 +325,9 @@ class Desk:
         transaction, submitter = self._transaction, self._submitter
         if transaction is None or submitter is None:
             return replies.NEED_MAIL
-        if len(transaction.recipients) >= self._house.config.limits.max_recipients:
-            return replies.TOO_MANY_RECIPIENTS
         address = self._completed(rcpt.forward_path) or rcpt.forward_path
+        if len(transaction.recipients) >= self._house.config.limits.max_recipients:
+            return self._too_many(transaction, address)
         refusal = self._house.planner.check_rcpt(submitter, address)
         if refusal is not None:
             return self._refuse(refusal, recipient=str(address))
@@ -330,15 +335,34 @@ class Desk:
             sender=transaction.sender,
             origin=transaction.origin,
             recipients=(*transaction.recipients, address),
+            is_overfull=transaction.is_overfull,
         )
         return replies.RECIPIENT_OK
+
+    def _too_many(self, transaction: Transaction, address: Address) -> Reply:
+        """Refuse a recipient; told once for a message, for there may be thousands."""
+        if not transaction.is_overfull:
+            self._transaction = replace(transaction, is_overfull=True)
+            most = self._house.config.limits.max_recipients
+            refusal = Refusal(
+                code=replies.TOO_MANY_RECIPIENTS.code,
+                enhanced=replies.TOO_MANY_RECIPIENTS.enhanced or "",
+                text=replies.TOO_MANY_RECIPIENTS.lines[0],
+                log_reason=f"max_recipients is {most}: this one, and who comes after, is left out",
+                do="Raise max_recipients in [limits], or have the device write to fewer at once.",
+            )
+            self._refuse(refusal, recipient=str(address))
+        return replies.TOO_MANY_RECIPIENTS
 
     def on_data(self) -> ContentTerms | Reply:
         """Open a draft and write our trace line as its first."""
         transaction, submitter = self._transaction, self._submitter
         if transaction is None or submitter is None:
             return replies.NEED_MAIL
-        draft = self._house.door.draft(priority=PRIORITIES[submitter.priority])
+        try:
+            draft = self._house.door.draft(priority=PRIORITIES[submitter.priority])
+        except SpoolUnavailable as error:
+            return self._not_kept(error)
         only = str(transaction.recipients[0]) if len(transaction.recipients) == 1 else None
         trace = received_line(
             transaction.origin,
@@ -365,6 +389,19 @@ class Desk:
         transaction, submitter, intake = self._transaction, self._submitter, self._intake
         if transaction is None or submitter is None or intake is None:
             return replies.NEED_MAIL
+        try:
+            return self._kept(transaction, submitter, intake, end, began)
+        except SpoolUnavailable as error:
+            return self._not_kept(error)
+
+    def _kept(
+        self,
+        transaction: Transaction,
+        submitter: Submitter,
+        intake: Intake,
+        end: ContentEnd,
+        began: float,
+    ) -> Reply:
         head, body_sha256 = intake.finish()
         seen = glance(
             head,
@@ -383,6 +420,24 @@ class Desk:
         took = self._house.clock.monotonic() - began
         self._accepted(queue_id, message, end, took)
         return replies.queued(queue_id)
+
+    def on_unfit(self, end: ContentEnd, reply: Reply) -> None:
+        """Tell why content was refused that never came to `on_end`."""
+        submitter, refusal = self._submitter, None
+        if end.too_large and submitter is not None:
+            refusal = self._house.planner.check_size(submitter, end.size)
+        do = (
+            "Have the device send smaller mail."
+            if end.too_large
+            else f'Write profile = "device" into [[listener]] "{self._listener.name}".'
+        )
+        self._refuse(
+            refusal
+            or Refusal(
+                code=reply.code, enhanced=reply.enhanced or "", text=reply.lines[0],
+                log_reason=reply.lines[0], do=do,
+            )
+        )  # fmt: skip
 
     def _planned(
         self,
@@ -472,6 +527,17 @@ class Desk:
         )  # fmt: skip
         do = "Look at the Received lines: a host it went through sends it back to this relay."
         return self._note(replies.TOO_MANY_HOPS, reason, do)
+
+    def _not_kept(self, error: SpoolUnavailable) -> Reply:
+        """Tell why nothing was kept: most devices do not try again, so this is lost mail."""
+        reply = replies.refusal(error)
+        reason = f"the spool cannot take it: {error}"
+        log.error(
+            "message.refused", session=self._session, ip=self._ip, device=self._device,
+            user=self._user, code=reply.code, reason=reason,
+        )  # fmt: skip
+        do = "Look at the disk: relayd status. Then have the device send again."
+        return self._note(reply, reason, do)
 
     def _refuse(self, refusal: Refusal, **about: str) -> Reply:
         log.warning(

@@ -11,15 +11,18 @@ Source: RFC 5321 §3.1 (opening), §3.8 (closing), RFC 8314 §3.3 (implicit TLS)
 from __future__ import annotations
 
 import itertools
+import math
 import ssl
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
+import gevent
 import structlog
 from gevent import socket
 from gevent.event import Event
 from gevent.server import StreamServer
 
+from relayd.clock import SYSTEM
 from relayd.config.model import Limits, Submitter
 from relayd.config.model import Listener as ListenerSettings
 from relayd.observe import metrics
@@ -34,6 +37,7 @@ log = structlog.get_logger()
 
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 _MAPPED: Final = "::ffff:"
+_TELL_AGAIN_S: Final = 60.0
 _REMEDIES: Final = {
     End.TLS_FAILED: "Have the device do TLS 1.2 and not verify our certificate, or trust ca.crt of"
     ' state_dir/tls. Or hide it from the device: hide = ["STARTTLS"] in its [[device]].',
@@ -89,6 +93,40 @@ class Sessions:
         return self._none_left.wait(timeout_s)
 
 
+class _Resting(gevent.GreenletExit):
+    """Raised into gevent's accepting, which then rests for up to a second, and prints nothing."""
+
+
+class _Server(StreamServer):
+    """Accepts; a system that has run out of something is told in words, once a minute.
+
+    Who connects meanwhile waits in the backlog.
+    """
+
+    name = ""
+    _told_at = -math.inf
+
+    def do_read(self) -> tuple[socket.socket, Any]:
+        """See gevent."""
+        try:
+            return super().do_read()
+        except OSError as error:
+            if self.is_fatal_error(error):
+                raise
+            self._tell(error)
+            raise _Resting from error
+
+    def _tell(self, error: OSError) -> None:
+        now = SYSTEM.monotonic()
+        if now - self._told_at < _TELL_AGAIN_S:
+            return
+        self._told_at = now
+        log.error(
+            "listener.exhausted", listener=self.name, reason=error.strerror,
+            do="Raise LimitNOFILE of the unit or ulimit -n, or lower max_connections in [limits].",
+        )  # fmt: skip
+
+
 class Listener:
     """One listening socket of this worker. sock: bound, listening, non-blocking."""
 
@@ -100,7 +138,8 @@ class Listener:
         self._sessions = sessions
         self._manners = manners(settings, house.config.limits)
         tune(sock)
-        self._server = StreamServer(sock, self._serve)
+        self._server = _Server(sock, self._serve)
+        self._server.name = settings.name
         # One accept for each turn of the loop: what comes next may be another worker's.
         self._server.max_accept = 1
         self._server.min_delay = 0.01

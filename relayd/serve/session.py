@@ -153,8 +153,12 @@ class Desk(Protocol):
         """Make the message durable, then answer replies.queued(id); raises SpoolUnavailable.
 
         Not called for content the session refuses by itself (too large, bare newlines on a
-        strict listener): then only `reset` is.
+        strict listener): then `on_unfit` is.
         """
+        ...
+
+    def on_unfit(self, end: ContentEnd, reply: Reply) -> None:
+        """Tell the operator of content that the session refuses with `reply`."""
         ...
 
     def reset(self) -> None:
@@ -425,8 +429,10 @@ class Session:
         octets = protocol.send(answer)
         self._say(octets)
         if not answer.is_positive:
-            self._note_refusal(answer, weight=_weight(event))
-        elif self._refusal is not None and isinstance(event, ContentEnd):
+            self._note_refusal(answer, weight=_weight(event, protocol.line))
+        elif (
+            self._refusal is not None and isinstance(event, ContentEnd) and not self._has_left_out()
+        ):
             self._refusal = None
         return _ended(event, octets) if protocol.state is State.CLOSED else None
 
@@ -488,12 +494,16 @@ class Session:
     def _end_content(self, end: ContentEnd) -> Reply:
         try:
             if end.too_large:
-                return replies.MESSAGE_TOO_LARGE
+                return self._unfit(end, replies.MESSAGE_TOO_LARGE)
             if end.bare_newline and self._manners.profile == "strict":
-                return replies.BARE_NEWLINE
+                return self._unfit(end, replies.BARE_NEWLINE)
             return self._desk.on_end(end)
         finally:
             self._desk.reset()
+
+    def _unfit(self, end: ContentEnd, reply: Reply) -> Reply:
+        self._desk.on_unfit(end, reply)
+        return reply
 
     def _begin_auth(self, auth: Auth) -> Reply:
         refused = self._desk.may_authenticate(auth.mechanism)
@@ -535,6 +545,9 @@ class Session:
             octets, self._out = self._out, b""
             self._wire.send(octets)
 
+    def _has_left_out(self) -> bool:
+        return self._refusal is not None and self._refusal.weight == _LEFT_OUT
+
     def _note_refusal(self, reply: Reply, *, weight: int) -> None:
         """Keep the first of the weightiest refusals, and what led to it."""
         if self._refusal is None or self._refusal.weight < weight:
@@ -543,17 +556,22 @@ class Session:
 
 @frozen
 class _Refused:
-    """weight: 2 for what a desk or the content's end refused, 1 for slips of the language."""
+    """weight: 3 for a recipient that cannot be read, and is left out though the message is
+    accepted; 2 for what a desk or the content's end refused, 1 for slips of the language.
+    """
 
     reply: Reply
     weight: int
     transcript: tuple[str, ...]
 
 
+_LEFT_OUT: Final = 3
 _WEIGHTY: Final = Mail | Rcpt | Data | ContentEnd | Auth | AuthResponse | Hangup
 
 
-def _weight(event: Owing) -> int:
+def _weight(event: Owing, line: bytes) -> int:
+    if isinstance(event, BadCommand) and line[:4].upper() == b"RCPT":
+        return _LEFT_OUT
     return 2 if isinstance(event, _WEIGHTY) else 1
 
 

@@ -24,7 +24,7 @@ from gevent.threadpool import ThreadPool
 
 from relayd.clock import SYSTEM, Clock, micros
 from relayd.config.model import Spool
-from relayd.errors import ConfigError, LeaseLost, SpoolUnavailable
+from relayd.errors import ConfigError, LeaseLost, SpoolFull, SpoolUnavailable
 from relayd.observe import metrics
 from relayd.spool import moves
 from relayd.spool.accepting import Accept, Birth, Undo, message_row
@@ -74,6 +74,7 @@ _MICROS: Final = 1_000_000
 _SCHEME: Final = "sqlite://"
 _HEALTH_S: Final = 1.0
 _JUMP_S: Final = 3600.0
+_MAKE_ROOM_S: Final = 5.0
 _SET_BACK_S: Final = 5.0
 _DAY_S: Final = 86_400.0
 
@@ -190,6 +191,7 @@ class SqliteDoor:
         self._lane_lock = lane_lock
         self._told_free = -1
         self._has_forgotten_sent = False
+        self._room_made_at = float("-inf")
         self._taker: Taker = _NoTaker()
         self._holds: tuple[Hold, ...] = ()
         self._causes: Mapping[Pair, str] = {}
@@ -225,7 +227,7 @@ class SqliteDoor:
         if self._flusher.is_closed or self._core.trouble is not None:
             self.ask(ReadWork())  # raises, or finds that the disk works again
         try:
-            self._space.check(priority)
+            self._check_space(priority)
         except OSError as error:
             raise unavailable(error) from error
         finally:
@@ -233,6 +235,19 @@ class SqliteDoor:
         return SqliteDraft(
             self._ids.next(), accept=self._accept, files=self._files, shelf=self._core.shelf
         )
+
+    def _check_space(self, priority: int) -> None:
+        """Raise SpoolFull only when what the log takes up has been given back to the disk."""
+        try:
+            self._space.check(priority)
+        except SpoolFull:
+            now = self._clock.monotonic()
+            if now < self._room_made_at + _MAKE_ROOM_S or not self._core.log_bytes():
+                raise
+            self._room_made_at = now
+            self._flusher.in_thread(lambda: self._core.checkpoint(truncate=True))
+            self._space.look_again()
+            self._space.check(priority)
 
     def trouble(self) -> str:
         """Return why mail cannot be kept now, "" when it can; tries a failed disk once more."""
@@ -451,10 +466,7 @@ class SqliteDoor:
     def sweep(self) -> tuple[Expired, ...]:
         """Expire, forget, tidy; returns what was given up."""
         self._all_of(lambda: self.ask(ReleaseHeld()))
-        ahead_s = self._clock_went_ahead_s()
-        clamped = self.ask(Clamp(went_back=ahead_s < -_SET_BACK_S))
-        if clamped:
-            log.warning("spool.clock_jumped", brought_back=clamped)
+        ahead_s = self._clamp()
         expired = () if ahead_s > _JUMP_S else self._expired()
         self._page(ForgetContent)
         if not self._has_forgotten_sent:
@@ -464,6 +476,19 @@ class SqliteDoor:
         self._remove_orphans()
         self._flusher.in_thread(lambda: self._core.checkpoint(truncate=True))
         return expired
+
+    def follow_clock(self) -> None:
+        """Make due again what a clock that was set back would keep."""
+        self._clamp()
+
+    def _clamp(self) -> float:
+        """Bring moments back that a clock which was set put far ahead; see _clock_went_ahead_s."""
+        ahead_s = self._clock_went_ahead_s()
+        back_s = -ahead_s if ahead_s < -_SET_BACK_S else 0.0
+        clamped = self.ask(Clamp(back=int(back_s * _MICROS)))
+        if clamped:
+            log.warning("spool.clock_jumped", brought_back=clamped)
+        return ahead_s
 
     def _expired(self) -> tuple[Expired, ...]:
         found: list[Expired] = []

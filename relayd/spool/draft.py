@@ -77,7 +77,7 @@ class SqliteDraft:
         if not self._open:
             raise SpoolUnavailable("the draft is gone")
         if self._writer is not None:
-            self._spill()
+            self._spill(deadline - self._files.clock.monotonic())
             writer = self._writer
             self._step(writer.finish, deadline - self._files.clock.monotonic())
             self._writer = None  # from here on the file goes with its row, come what may
@@ -104,11 +104,11 @@ class SqliteDraft:
         self._held = 0
         self._parts = []
 
-    def _spill(self) -> None:
+    def _spill(self, seconds: float = _WRITE_S) -> None:
         parts, self._parts = self._parts, []
         writer = self._writer = self._writer or FileWriter(self._shelf, self.id)
         try:
-            self._step(lambda: writer.write(parts), _WRITE_S)
+            self._step(lambda: writer.write(parts), min(seconds, _WRITE_S))
         finally:
             self._files.buffered -= self._held
             self._held = 0

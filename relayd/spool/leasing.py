@@ -214,12 +214,24 @@ def _unreadable(row: _Row, content: bytes | None) -> str:
         return "its content is gone"
     if not row.filed and (content is None or damage(content, row.size, row.crc)):
         return "its content is damaged"
+    return "" if _has_recipients(row) else "its recipients cannot be read"
+
+
+def _has_recipients(row: _Row) -> bool:
+    """Tell whether the row's addresses are what was stored, as far as it shows."""
+    # All that was ever stored here is ASCII; what SQLite could not read has marks in it.
+    if not (row.recipients.isascii() and row.set_from.isascii()):
+        return False
     try:
-        readable = isinstance(json.loads(row.recipients), list)
-        json.loads(row.done or "{}")
+        recipients, done = json.loads(row.recipients), json.loads(row.done or "{}")
     except ValueError:
-        readable = False
-    return "" if readable else "its recipients cannot be read"
+        return False
+    return (
+        isinstance(recipients, list)
+        and bool(recipients)
+        and all(isinstance(one, str) for one in recipients)
+        and isinstance(done, dict)
+    )
 
 
 def damage(content: bytes, size: int, crc: int) -> bool:

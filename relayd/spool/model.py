@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Final, NamedTuple, NewType
@@ -50,6 +51,26 @@ def parse_queue_id(text: str) -> QueueId:
     if len(text) != _WIDTH or not text.isascii() or not text.isalnum():
         raise ValueError(f"not a queue id: {text!r}")
     return QueueId(int(text, 36))
+
+
+def recipients_in(text: str) -> tuple[str, ...]:
+    """Return the addresses in a row's JSON; of a damaged row what it holds, as it is."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return (text,)
+    if isinstance(found, list) and all(isinstance(one, str) for one in found):
+        return tuple(found)
+    return (text,)
+
+
+def done_in(text: str) -> dict[str, str]:
+    """Return the recipients counted off in a row's JSON; {} of a damaged row."""
+    try:
+        found = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    return {name: str(why) for name, why in found.items()} if isinstance(found, dict) else {}
 
 
 class State(enum.Enum):

@@ -9,7 +9,6 @@ The command line may use `Reader` on the spool of a daemon that is not running.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -19,8 +18,8 @@ from urllib.parse import quote
 from relayd.clock import Clock, from_micros, micros
 from relayd.errors import SpoolUnavailable
 from relayd.spool.ids import accepted_micros
-from relayd.spool.model import PRIORITIES, QueueId, State
-from relayd.spool.schema import CODES, STATES
+from relayd.spool.model import PRIORITIES, QueueId, State, done_in, recipients_in
+from relayd.spool.schema import CODES, STATES, text_of
 from relayd.spool.transaction import SIBLINGS, Value, json_rows, marks, sibling_values
 from relayd.values import frozen
 
@@ -135,6 +134,7 @@ class Reader:
                 isolation_level=None,
                 check_same_thread=False,
             )
+            self._connection.text_factory = text_of
             self._connection.execute("PRAGMA query_only = ON")
             self._connection.execute("PRAGMA wal_autocheckpoint = 0")
             self._connection.execute("PRAGMA busy_timeout = 1000")
@@ -308,14 +308,15 @@ def _moment_of(value: Value) -> datetime | None:
 
 
 def _listed(row: Sequence[Value]) -> Listed:
-    state = STATES[int(row[2] or 0)]
+    # A damaged state is no reason to hide the message, nor all others with it.
+    state = STATES.get(int(row[2] or 0), State.HELD)
     waits = state in {State.READY, State.DEFERRED}
     return Listed(
         delivery=int(row[0] or 0),
         id=QueueId(int(row[1] or 0)),
         state=state,
         sender=str(row[3]),
-        recipients=_recipients(str(row[4])),
+        recipients=recipients_in(str(row[4])),
         device=str(row[5]),
         user=str(row[6]),
         upstream=str(row[7]),
@@ -328,15 +329,8 @@ def _listed(row: Sequence[Value]) -> Listed:
         held_by=str(row[14]),
         attempts=int(row[15] or 0),
         maybe_sent=bool(row[16]),
-        done=json.loads(str(row[17])) if row[17] else {},
+        done=done_in(str(row[17] or "")),
     )
-
-
-def _recipients(text: str) -> tuple[str, ...]:
-    try:
-        return tuple(json.loads(text))
-    except ValueError:
-        return (text,)  # a damaged row is shown as it is
 
 
 def _tried(row: Sequence[Value]) -> Tried:

@@ -41,6 +41,16 @@ CODES: Final[Mapping[State, int]] = {
 }
 """How states are stored: waiting is <= 1, not yet taken by anybody <= 2, live <= 3."""
 
+
+def text_of(octets: bytes) -> str:
+    """Return stored text; for a connection's `text_factory`.
+
+    A damaged one is shown with marks: SQLite's own way is an error, and then one row whose
+    octets have changed on the disk stops all that is read with it.
+    """
+    return octets.decode("utf-8", "replace")
+
+
 STATES: Final[Mapping[int, State]] = {code: state for state, code in CODES.items()}
 
 _VERSION_1: Final = (

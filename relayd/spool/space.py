@@ -85,6 +85,10 @@ class Space:
         if self._free_inodes is not None and self._free_inodes < _FREE_INODES * factor:
             raise SpoolFull(f"{self._folder}: {self._free_inodes} inodes free")
 
+    def look_again(self) -> None:
+        """Have the next `check` look at the disk, however short ago the last did."""
+        self._looked_at = float("-inf")
+
     def _look(self) -> None:
         found = os.statvfs(self._folder)
         self.free_bytes = found.f_bavail * found.f_frsize

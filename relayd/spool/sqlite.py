@@ -161,6 +161,7 @@ class Core:
             check_same_thread=False,
             cached_statements=512,
         )
+        connection.text_factory = schema.text_of
         try:
             with self._turnstile:
                 for pragma in _PRAGMAS:
@@ -395,6 +396,13 @@ class Core:
     def wants_checkpoint(self) -> bool:
         """True when about 16 MiB were written since the last checkpoint."""
         return self._pages >= _CHECKPOINT_PAGES
+
+    def log_bytes(self) -> int:
+        """Return how large the log is on the disk, octets; from any thread."""
+        try:
+            return os.stat(self.path + "-wal").st_size
+        except OSError:
+            return 0
 
     def checkpoint(self, *, truncate: bool = False) -> None:
         """Bring the log's pages into the database. truncate: and make the log empty."""

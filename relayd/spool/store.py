@@ -196,6 +196,13 @@ class Door(Protocol):
         """
         ...
 
+    def follow_clock(self) -> None:
+        """Make due again what a clock that was set back would keep; `sweep` does it too.
+
+        For while the clock is not to be trusted with expiry.
+        """
+        ...
+
     def close(self) -> None:
         """Finish the batch under way and close; later calls raise SpoolUnavailable."""
         ...

@@ -6,12 +6,11 @@ keeps mail waiting; an operation returns None or an empty result when nothing is
 
 from __future__ import annotations
 
-import json
 from typing import Final
 
 from relayd.clock import from_micros
 from relayd.spool import moves
-from relayd.spool.model import PRIORITIES, MailboxRef, QueueId
+from relayd.spool.model import PRIORITIES, MailboxRef, QueueId, recipients_in
 from relayd.spool.store import Expired, Work
 from relayd.spool.transaction import (
     SIBLINGS,
@@ -127,7 +126,7 @@ class Expire(Operation[tuple[Expired, ...]]):
                 mailbox=MailboxRef(str(row[2]), str(row[3])),
                 held_by=str(row[4]),
                 attempts=int(row[5] or 0),
-                recipients=tuple(json.loads(str(row[6]))),
+                recipients=recipients_in(str(row[6])),
                 sender=str(row[7]),
                 device=str(row[8]),
                 session=str(row[9]),
@@ -275,11 +274,11 @@ def _is_over(batch: Transaction, message: int) -> bool:
 class Clamp(Operation[int]):
     """Bring back moments that a jumping clock put far ahead; O(mailboxes) if there are none.
 
-    went_back: the clock was set back since the last time: what was READY then still is, though
-               its moment now lies ahead.
+    back: how far the clock was set back since the last time, microseconds; what waits does not
+          wait so much longer. Each worker sees it for itself, so some is due sooner than it was.
     """
 
-    went_back: bool = False
+    back: int = 0
 
     def run(self, batch: Transaction) -> int:
         """Return how many rows and Holds it brought back, to one retry step from now."""
@@ -291,11 +290,12 @@ class Clamp(Operation[int]):
         changed = batch.run("UPDATE hold SET probe_at = ? WHERE probe_at > ?", step, limit)
         for upstream, mailbox, *lasts in rows:
             for rank, last in zip(_RANKS, lasts, strict=True):
-                if self.went_back:
+                if self.back:
                     changed += batch.run(
-                        "UPDATE delivery SET due = ? WHERE state = 0 AND upstream = ?"
-                        " AND mailbox = ? AND priority = ? AND due > ?",
+                        "UPDATE delivery SET due = max(?, due - ?) WHERE state <= 1"
+                        " AND upstream = ? AND mailbox = ? AND priority = ? AND due > ?",
                         batch.now,
+                        self.back,
                         upstream,
                         mailbox,
                         rank,

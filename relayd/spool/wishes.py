@@ -12,7 +12,7 @@ from typing import Final
 
 from relayd.spool import moves
 from relayd.spool.leasing import drop_content
-from relayd.spool.model import MailboxRef, QueueId, Redirect, State
+from relayd.spool.model import MailboxRef, QueueId, Redirect, State, done_in
 from relayd.spool.redirecting import redirect_all
 from relayd.spool.schema import CODES, STATES
 from relayd.spool.transaction import SIBLINGS, Operation, Transaction, marks, sibling_values
@@ -45,10 +45,10 @@ class Ask(Operation[int]):
             *sibling_values(message),
         )
         for number, code, *rest in rows:
-            state = STATES[int(code or 0)]
+            state = STATES.get(int(code or 0))
             if state is State.LEASED:
                 reached |= self._remember(batch, int(number or 0))
-            elif state in moves.WISHES[self.wish]:
+            elif state is not None and state in moves.WISHES[self.wish]:
                 reached |= self._move(
                     batch, int(number or 0), message, state, [str(x or "") for x in rest]
                 )
@@ -75,7 +75,7 @@ class Ask(Operation[int]):
                 return True  # it, or an older one like it, is tried at once; if that works, all go
         to = moves.WISHES[self.wish][was]
         _journal(batch, delivery, moves.WISHED[self.wish])
-        kept = json.loads(done or "{}")
+        kept = done_in(done)
         if to is State.READY:
             kept = moves.forgiven(was, kept)
         batch.run(

@@ -108,6 +108,17 @@ def test_a_life_in_quotes_is_understood(entra: FakeEntra, client: Entra) -> None
 
 
 @pytest.mark.parametrize(
+    "members", [{"expires_in": 10**400}, {"access_token": "a\r\nb"}, {"access_token": "tok\u00e9n"}]
+)
+def test_a_token_that_cannot_be_used_is_none(
+    entra: FakeEntra, client: Entra, members: dict[str, object]
+) -> None:
+    usual = {"token_type": "Bearer", "expires_in": 3599, "access_token": jwt(1)}
+    entra.token_answers.append(in_json(200, usual | members))
+    assert refused(client, credential(entra)).cause == "entra-unexpected"
+
+
+@pytest.mark.parametrize(
     ("said", "cause", "configuration"),
     [
         (wrong_secret(), "7000215", True),

@@ -70,7 +70,7 @@ def _config(path: str, wanted: dict[str, object]) -> Config:
         listener=(Listener(name="lan", address=tuple(addresses)),),
         limits=Limits(max_connections=100),
         upstream=(Upstream(name="contoso"),),
-        spool=Spool(url=f"sqlite://{folder}/spool/spool.db"),
+        spool=Spool(url=str(wanted.get("spool", f"sqlite://{folder}/spool/spool.db"))),
         admin=Admin(address=str(wanted.get("admin", ""))),
         source=path,
     )

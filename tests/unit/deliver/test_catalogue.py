@@ -26,6 +26,14 @@ def classed(status: int, body: bytes = b"", **headers: str) -> Outcome:
     return classify(status, JSON | named, body, 0.3, now=NOW)
 
 
+def test_a_request_id_is_kept_as_one_short_line() -> None:
+    headers = {"request-id": "\x1b]0;x\x07" + "9" * 30_000}
+    outcome = classify(202, headers, b"", 0.1)
+    assert isinstance(outcome, Sent)
+    assert outcome.answer.request_id.isprintable()
+    assert len(outcome.answer.request_id) <= 300
+
+
 def test_202_is_sent_and_keeps_the_request_id() -> None:
     outcome = classed(202, request_id="abc")
 

@@ -28,6 +28,7 @@ from relayd.deliver.outcome import (
     Result,
     Sent,
 )
+from relayd.deliver.transport import Grip
 from relayd.errors import LeaseLost, SpoolUnavailable
 from relayd.spool.model import Lease, MailboxRef, NewDelivery, QueueId, Settlement, State
 from relayd.spool.store import Expired, Hold
@@ -653,8 +654,21 @@ def test_the_unforeseen_is_temporary_logged_and_does_not_spread(scene: Scene) ->
 
     assert (first.state, second.state) == (State.DEFERRED, State.SENT)
     assert first.history[0].code == "unknown-error"
+    assert first.history[0].outcome == "ambiguous", "an octet had gone out: it may have been sent"
     assert scene.line("courier.bug")["exc_info"] is True
     assert scene.slots.all_free()
+
+
+def test_the_unforeseen_before_the_first_octet_has_sent_nothing(scene: Scene) -> None:
+    def explode(_: Grip) -> None:
+        raise ZeroDivisionError
+
+    scene.transport.before = explode
+    scene.start()
+    row = scene.door.accept()
+    scene.settle()
+
+    assert (row.state, row.history[0].outcome) == (State.DEFERRED, "deferred")
 
 
 def test_expired_is_given_up_with_its_last_reason(scene: Scene) -> None:
@@ -1259,7 +1273,7 @@ def test_with_a_clock_of_1970_mail_is_kept_and_sent_when_it_is_right() -> None:
         scene.settle()
         assert row.at(State.READY)
         scene.courier.tidy()
-        assert "sweep" not in scene.door.calls
+        assert not {"sweep", "follow_clock"} & set(scene.door.calls)
 
         scene.clock.now = datetime(2026, 12, 1, tzinfo=UTC)
         row.lease = replace(row.lease, expires_at=scene.clock.now + timedelta(days=1))
@@ -1284,6 +1298,7 @@ def test_after_a_leap_nothing_is_sent_for_a_minute_nor_expired_for_an_hour(scene
     assert row.at(State.DEFERRED), "not given up for an age the clock made up"
     scene.courier.tidy()
     assert "sweep" not in scene.door.calls
+    assert "follow_clock" in scene.door.calls, "or what is due in a minute waits for hours"
 
     scene.advance(3600)
     scene.courier.tidy()

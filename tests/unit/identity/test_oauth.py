@@ -79,6 +79,15 @@ def test_retry_after_by_date_is_counted_from_the_servers_date() -> None:
     assert retry_after(reply(429, Retry_After="Fri, 20 Nov 2026 10:02:00 GMT")) is None
 
 
+@pytest.mark.parametrize(
+    "absurd", ["Fri, 99999999999999999999 Nov 2026 10:02:00 GMT", "Fri, 20 Nov 2026", "\xb2", "\0"]
+)
+def test_an_absurd_retry_after_is_none(absurd: str) -> None:
+    date = "Fri, 20 Nov 2026 10:00:00 GMT"
+    assert retry_after(reply(429, Date=date, Retry_After=absurd)) is None
+    assert retry_after(reply(429, Date=absurd, Retry_After=date)) is None
+
+
 def test_raise_for_status_raises_what_msal_expects() -> None:
     reply(200).raise_for_status()
     with pytest.raises(requests.HTTPError):

@@ -57,6 +57,7 @@ def test_a_bad_configuration_is_refused_with_every_problem(master: Master) -> No
     ("changes", "words"),
     [
         ({"runtime_dir": "/run/elsewhere"}, "needs a restart"),
+        ({"spool": "sqlite:///var/elsewhere/spool.db"}, "its mail stays behind"),
         ({"addresses": ["192.0.2.77:25"]}, "does not have that address"),
         ({"behaviour": "fail"}, "no spool today"),
         ({"behaviour": "die"}, "ended at once (exit 3)"),
@@ -72,6 +73,14 @@ def test_what_cannot_be_put_in_force_is_refused(
     assert words in str(master.replies[0]["problems"])
     assert master.house.current is before
     master.until(lambda: len(master.pids()) == 2)
+
+
+def test_a_spool_written_in_another_way_is_the_same(master: Master) -> None:
+    url = master.house.current.config.settings.spool_url
+    master.write(spool=url.replace("sqlite:///", "sqlite:////"))
+    master.arbiter.ask_reload(A_CLIENT)
+    master.until(lambda: master.replies)
+    assert master.replies[0]["result"] == {"generation": 2, "workers": 1}
 
 
 def test_who_asks_meanwhile_hears_of_the_next(master: Master) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from relayd.access.logins import Accepted, Rejected, Unavailable, Verdict
 from relayd.access.passwords import DUMMY_HASH
@@ -14,7 +15,7 @@ from relayd.access.plan import Planner
 from relayd.access.users import UsersFile, path_in
 from relayd.clock import FakeClock
 from relayd.config.model import Config, Device, Limits, Listener, Secret, Server, Upstream, User
-from relayd.errors import SpoolFull
+from relayd.errors import SpoolFull, SpoolUnavailable
 from relayd.message.address import Address
 from relayd.serve.desk import Desk, House
 from relayd.smtp import replies
@@ -227,16 +228,86 @@ def test_a_message_that_goes_round_is_ended() -> None:
     assert Room().send(content=received + BODY) == replies.TOO_MANY_HOPS
 
 
-def test_a_spool_that_is_full_is_no_250() -> None:
+@pytest.mark.parametrize(
+    ("trouble", "code"), [(SpoolFull("5 octets free"), 452), (SpoolUnavailable("not in time"), 451)]
+)
+@pytest.mark.parametrize("when", ["at DATA", "while it comes", "at the dot"])
+def test_what_the_spool_cannot_take_is_no_250_and_told_with_its_reason(
+    trouble: SpoolUnavailable, code: int, when: str
+) -> None:
+    room = Room()
+    room.desk.on_mail(Mail(None))
+    room.desk.on_rcpt(Rcpt(Address("ops", "contoso.com")))
+    with capture_logs() as logs:
+        if when == "at DATA":
+            room.door.broken = trouble
+        reply = room.desk.on_data()
+        if when != "at DATA":
+            assert room.desk._intake is not None
+            room.desk._intake._error = trouble if when == "while it comes" else None
+            room.door.broken = trouble
+            reply = room.desk.on_end(ContentEnd(size=0))
+    assert isinstance(reply, Reply)
+    assert reply.code == code
+    (line,) = logs
+    assert (line["event"], line["log_level"], line["device"]) == ("message.refused", "error", "ups")
+    assert (line["code"], line["reason"]) == (code, f"the spool cannot take it: {trouble}")
+    found = room.desk.why
+    assert found is not None
+    assert (found.code, "relayd status" in found.do) == (code, True)
+
+
+def test_content_that_is_too_large_is_told_with_the_setting_that_would_let_it_in() -> None:
     room = Room()
     room.desk.on_mail(Mail(None))
     room.desk.on_rcpt(Rcpt(Address("ops", "contoso.com")))
     room.desk.on_data()
-    assert room.desk._intake is not None
-    room.desk._intake._error = SpoolFull()
+    with capture_logs() as logs:
+        room.desk.on_unfit(ContentEnd(size=1001, too_large=True), replies.MESSAGE_TOO_LARGE)
+    (line,) = logs
+    assert (line["event"], line["code"], line["device"]) == ("message.refused", 552, "ups")
+    assert line["reason"] == "1001 octets are more than the 1000 that 'ups' may send"
+    found = room.desk.why
+    assert found is not None
+    assert "max_message_size" in found.do
 
-    with pytest.raises(SpoolFull):
-        room.desk.on_end(ContentEnd(size=0))
+
+def test_content_that_became_too_large_by_its_line_ends_is_told_too() -> None:
+    room = Room()
+    room.desk.on_mail(Mail(None))
+    with capture_logs() as logs:
+        room.desk.on_unfit(ContentEnd(size=990, too_large=True), replies.MESSAGE_TOO_LARGE)
+    (line,) = logs
+    assert (line["code"], line["reason"]) == (552, "Message too large")
+
+
+def test_bare_line_ends_are_told_with_the_profile_that_mends_them() -> None:
+    room = Room()
+    with capture_logs() as logs:
+        room.desk.on_unfit(ContentEnd(size=9, bare_newline=True), replies.BARE_NEWLINE)
+    (line,) = logs
+    assert (line["code"], line["reason"]) == (550, "Bare CR or LF in message")
+    found = room.desk.why
+    assert found is not None
+    assert 'profile = "device"' in found.do
+
+
+def test_recipients_that_are_too_many_are_told_once() -> None:
+    room = Room()
+    room.desk.on_mail(Mail(None))
+    with capture_logs() as logs:
+        said = [room.desk.on_rcpt(Rcpt(Address(f"ops{n}", "contoso.com"))) for n in range(5)]
+    assert said == [replies.RECIPIENT_OK] * 2 + [replies.TOO_MANY_RECIPIENTS] * 3
+    (line,) = logs
+    assert (line["event"], line["code"], line["recipient"]) == (
+        "message.refused", 452, "ops2@contoso.com",
+    )  # fmt: skip
+    found = room.desk.why
+    assert found is not None
+    assert "max_recipients" in found.do
+    room.desk.reset()
+    room.desk.on_mail(Mail(None))
+    assert room.desk.on_rcpt(Rcpt(Address("ops", "contoso.com"))) == replies.RECIPIENT_OK
 
 
 def test_nothing_of_one_message_is_left_for_the_next() -> None:

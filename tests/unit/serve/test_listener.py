@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket as plain
 import ssl
 from collections.abc import Iterator, Mapping
@@ -12,6 +14,7 @@ import gevent
 import pytest
 from gevent import socket
 from gevent import ssl as gevent_ssl
+from structlog.testing import capture_logs
 
 from relayd.access.plan import Planner
 from relayd.config.model import Config
@@ -120,6 +123,28 @@ def test_accepted_connections_send_at_once_and_notice_a_peer_without_power() -> 
     assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
     accepted.close()
     shop.sock.close()
+
+
+def test_without_a_descriptor_left_clients_wait_and_it_is_told_once(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open_shop() as shop, shop.call() as client, capture_logs() as logs:
+        free = os.dup(0)
+        os.close(free)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+            client.settimeout(0.3)  # some tries
+            with pytest.raises(TimeoutError):
+                client.recv(100)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        client.settimeout(5)
+        assert client.recv(100) == replies.banner("relay.test").octets
+    told = [one for one in logs if one["event"] == "listener.exhausted"]
+    assert [(one["listener"], one["reason"]) for one in told] == [("lan", "Too many open files")]
+    assert "LimitNOFILE" in told[0]["do"]
+    assert capfd.readouterr().err == "", "no traceback of gevent's"
 
 
 def test_past_the_limit_a_client_hears_why_and_is_let_go() -> None:

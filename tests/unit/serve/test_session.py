@@ -69,7 +69,9 @@ def test_too_large_content_is_never_given_to_the_desks_end() -> None:
 
     assert codes(wire.said)[-1] == 552
     assert "end" not in desk.calls
-    assert desk.calls[-2:] == ["reset", "drop"]
+    assert desk.calls[-3:] == ["unfit", "reset", "drop"]
+    ((end, reply),) = desk.unfit
+    assert (end.size, reply) == (101, replies.MESSAGE_TOO_LARGE)
 
 
 def test_half_a_message_ends_in_drop_only() -> None:
@@ -493,6 +495,16 @@ def test_an_accepted_message_wipes_old_refusals() -> None:
     farewell, _, _ = serve(HELLO, b"XFOO\r\n", OPEN[len(HELLO) :], b".\r\n", b"QUIT\r\n")
 
     assert farewell.refusal is None
+
+
+def test_but_not_that_a_recipient_was_left_out() -> None:
+    mistyped = b"MAIL FROM:<a@example.com>\r\nRCPT TO:<ops@@example.com>\r\n"
+    rest = b"RCPT TO:<b@example.com>\r\nDATA\r\n.\r\nQUIT\r\n"
+    farewell, wire, _ = serve(HELLO, b"XFOO\r\n", mistyped, rest)
+
+    assert codes(wire.said)[-2:] == [250, 221]
+    assert farewell.refusal is replies.BAD_RECIPIENT
+    assert "C: RCPT TO:<ops@@example.com>" in farewell.transcript
 
 
 def test_transcripts_are_bounded() -> None:

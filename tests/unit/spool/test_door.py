@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import gevent
 import pytest
@@ -18,7 +20,8 @@ from relayd.observe import metrics
 from relayd.spool.door import SqliteDoor, open_spool, spool_path
 from relayd.spool.model import State
 from relayd.spool.queries import Filter
-from tests.spooling import ALERTS, SENT, SqliteBackend, Taker, new_message, put, way
+from relayd.spool.space import Space
+from tests.spooling import ALERTS, SENT, SqliteBackend, Taker, deferred, new_message, put, way
 
 
 @pytest.fixture
@@ -255,6 +258,19 @@ def test_a_clock_that_jumps_ahead_kills_no_mail(backend: SqliteBackend, door: Sq
     assert len(door.sweep()) == 1  # it is still so late: then it is late
 
 
+def test_what_is_due_in_a_minute_stays_so_when_the_clock_is_set_back(
+    backend: SqliteBackend, door: SqliteDoor
+) -> None:
+    put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, deferred(backend.clock))
+    backend.clock.now -= timedelta(hours=2)
+    door.follow_clock()
+    due = door.work().next_due_at
+    assert due is not None
+    assert due - backend.clock.now == timedelta(seconds=60)
+
+
 def test_orphaned_files_go_when_they_are_old(backend: SqliteBackend, door: SqliteDoor) -> None:
     kept = put(door, backend.clock, octets=bytes(100_000))
     folder = backend.folder / "content"
@@ -271,6 +287,45 @@ def test_orphaned_files_go_when_they_are_old(backend: SqliteBackend, door: Sqlit
     assert len(os.listdir(folder)) == 2
     (lease,) = door.lease(ALERTS, limit=1)
     assert lease.message == kept
+
+
+class Tight:
+    """A disk on which only SQLite's log stands in the way."""
+
+    floor_bytes = free_bytes = 0
+    is_read_only = False
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self.is_full = True
+
+    def check(self, priority: int) -> None:
+        del priority
+        if self.is_full:
+            raise SpoolFull("full")
+
+    def look_again(self) -> None:
+        self.is_full = self._log.stat().st_size > 0
+
+
+def test_what_the_log_takes_up_is_given_back_before_mail_is_refused(
+    backend: SqliteBackend, door: SqliteDoor
+) -> None:
+    for _ in range(40):
+        put(door, backend.clock, octets=bytes(50_000))
+    tight = Tight(Path(f"{backend.path}-wal"))
+    door._space = cast("Space", tight)
+    put(door, backend.clock)
+    tight.is_full = True
+    with pytest.raises(SpoolFull):  # not at each message: it was tried a moment ago
+        door.draft()
+    backend.clock.advance(5)
+    put(door, backend.clock)
+    door.sweep()
+    tight.is_full = True
+    backend.clock.advance(5)
+    with pytest.raises(SpoolFull):  # there is nothing to give back
+        door.draft()
 
 
 def test_the_log_is_empty_after_a_sweep(backend: SqliteBackend, door: SqliteDoor) -> None:

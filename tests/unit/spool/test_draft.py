@@ -121,6 +121,21 @@ def test_when_all_drafts_together_hold_much_even_small_ones_spill(
     assert house.files.buffered == 0
 
 
+def test_a_disk_that_is_slow_at_the_dot_has_no_longer_than_the_client(house: House) -> None:
+    draft = house.draft()
+    draft.write(bytes(100_000))
+    draft.write(b"the rest")
+    house.gate.clear()
+    stuck = [house.files.start(lambda: house.gate.wait(15)) for _ in range(4)]  # all threads
+    began = SYSTEM.monotonic()
+    with gevent.Timeout(10), pytest.raises(SpoolUnavailable, match="does not answer"):
+        commit(draft, seconds=0.05)
+    assert SYSTEM.monotonic() - began < 10  # and not _WRITE_S
+    house.gate.set()
+    for one in stuck:
+        one.get()
+
+
 def test_after_a_refused_commit_the_file_is_left_to_whom_it_was_given(house: House) -> None:
     house.accepted.fails = True
     draft = house.draft()

@@ -105,6 +105,41 @@ def test_a_row_that_cannot_be_read_is_held(bench: Bench, breakage: str) -> None:
     assert bench.rows("SELECT held_by FROM delivery") == [("corrupt",)]
 
 
+DAMAGE = (
+    "recipients = '[not json'",
+    "recipients = '{}'",
+    "recipients = '[]'",
+    "recipients = '[1, 2]'",
+    "recipients = CAST(X'5b226f70ef40636f6e746f736f2e636f6d225d' AS TEXT)",  # one bit: no UTF-8
+    "done = 'x'",
+    "done = '[]'",
+    "set_from = CAST(X'ff' AS TEXT)",
+    "expires_at = 9223372036854775807",
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_row_stops_nobody_elses_mail(bench: Bench, damage: str) -> None:
+    bad, good = bench.put(), bench.put()
+    bench.rows(f"UPDATE delivery SET {damage} WHERE id = ?", bad)  # noqa: S608 - constants
+    applied = bench.core.apply([TakeLeases(ALERTS, 2)])
+    assert applied.bugs == []
+    (leases,) = applied.outcomes
+    assert isinstance(leases, list)
+    taken = [lease.message for lease in leases]
+    if damage.startswith("expires_at"):
+        assert taken == [bad, good]  # only its end is lost
+    else:
+        assert taken == [good]
+        assert bench.rows("SELECT held_by FROM delivery WHERE id = ?", bad) == [("corrupt",)]
+
+
+def test_a_moment_out_of_all_bounds_stops_nobody_elses_mail(bench: Bench) -> None:
+    bad, good = bench.put(), bench.put()
+    bench.rows("UPDATE message SET accepted_at = 9223372036854775807 WHERE id = ?", bad)
+    assert [lease.message for lease in bench.do(TakeLeases(ALERTS, 2))] == [bad, good]
+
+
 def test_marking_corrupt_takes_it_out_of_the_holders_hand(bench: Bench) -> None:
     message = bench.put(way(ALERTS), way(SCANS))
     (lease,) = bench.do(TakeLeases(ALERTS, 1))

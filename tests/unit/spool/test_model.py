@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relayd.spool.model import NEXT, QueueId, State, parse_queue_id, queue_id_text
+from relayd.spool.model import (
+    NEXT,
+    QueueId,
+    State,
+    done_in,
+    parse_queue_id,
+    queue_id_text,
+    recipients_in,
+)
 
 
 @given(st.integers(0, 2**63 - 1))
@@ -33,3 +41,14 @@ def test_every_state_has_a_row_and_can_be_left() -> None:
     assert set(NEXT) == set(State)
     assert all(NEXT[state] for state in State)
     assert {to for row in NEXT.values() for to in row} >= set(State) - {State.DEFERRED}
+
+
+@pytest.mark.parametrize("damaged", ["[", "", "{}", "7", "[1]", '["a@b", null]'])
+def test_damaged_recipients_are_shown_as_they_lie_there(damaged: str) -> None:
+    assert recipients_in(damaged) == (damaged,)
+
+
+def test_recipients_and_those_counted_off_are_read() -> None:
+    assert recipients_in('["a@b", "c@d"]') == ("a@b", "c@d")
+    assert done_in('{"a@b": "", "c@d": "5.1.3 no"}') == {"a@b": "", "c@d": "5.1.3 no"}
+    assert done_in("") == done_in("[1]") == done_in("{") == {}

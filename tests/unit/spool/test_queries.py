@@ -73,6 +73,29 @@ def test_filters(bench: Bench, reader: Reader) -> None:
     assert found(reader, Filter(since=since)) == [late]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "recipients = '[not json'",
+        "recipients = '{}'",
+        "recipients = '[1]'",
+        "recipients = CAST(X'ff' AS TEXT)",
+        "done = 'x'",
+        "done = '[]'",
+        "state = 99",
+        "expires_at = 9223372036854775807",
+        "due = -9223372036854775807",
+    ],
+)
+def test_a_damaged_row_hides_no_other(bench: Bench, reader: Reader, damage: str) -> None:
+    bad, good = bench.put(), bench.put()
+    bench.rows(f"UPDATE delivery SET {damage} WHERE id = ?", bad)  # noqa: S608 - constants
+    assert found(reader, Filter()) == [bad, good]
+    story = reader.show(bad)
+    assert story is not None
+    assert all(isinstance(one, str) for one in story.deliveries[0].recipients)
+
+
 def test_a_story_tells_all_and_the_attempt_under_way(bench: Bench, reader: Reader) -> None:
     message = bench.put()
     bench.do(Ask("hold", (message,)))

@@ -105,3 +105,8 @@ def test_only_what_nobody_has_had_yet_sorts_below_leased() -> None:
     assert waiting == {State.READY, State.DEFERRED}
     live = {one for one in State if schema.CODES[one] <= 3}
     assert live == set(State) - {State.SENT, State.FAILED}
+
+
+def test_damaged_text_is_read_with_marks() -> None:
+    assert schema.text_of("ö@contoso.com".encode()) == "ö@contoso.com"
+    assert schema.text_of(b"op\xf3@contoso.com") == "op\ufffd@contoso.com"

@@ -68,7 +68,10 @@ def test_the_largest_message_must_fit_one_and_a_half_times(tmp_path: Path) -> No
         space.check(1)
 
 
-def test_the_disk_is_looked_at_once_a_second_at_most(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_disk_is_looked_at_once_a_second_at_most_or_when_asked(
+    tmp_path: Path, *, asked: bool
+) -> None:
     clock = FakeClock()
     folder = tmp_path / "here"
     folder.mkdir()
@@ -76,7 +79,10 @@ def test_the_disk_is_looked_at_once_a_second_at_most(tmp_path: Path) -> None:
     space.check(1)
     folder.rmdir()
     space.check(1)
-    clock.advance(1)
+    if asked:
+        space.look_again()
+    else:
+        clock.advance(1)
     with pytest.raises(FileNotFoundError):
         space.check(1)
 

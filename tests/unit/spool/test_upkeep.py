@@ -57,17 +57,34 @@ def test_a_moment_far_ahead_is_brought_back_one_step_from_now(bench: Bench) -> N
     assert rows[far] == due + 3_600_000_000
 
 
-def test_what_was_ready_stays_ready_when_the_clock_is_set_back(bench: Bench) -> None:
-    ready, deferred = bench.put(), bench.put()
+def test_a_clock_that_is_set_back_makes_nothing_wait_longer(bench: Bench) -> None:
+    ready, soon, deferred = bench.put(), bench.put(), bench.put()
     due = bench.rows("SELECT due FROM delivery WHERE id = ?", ready)[0][0]
+    minute = 60_000_000
+    bench.rows("UPDATE delivery SET state = 1, due = ? WHERE id = ?", due + minute, soon)
     bench.rows("UPDATE delivery SET state = 1, due = ? WHERE id = ?", due + DAY // 2, deferred)
-    bench.clock.now = from_micros(due - DAY // 4)
+    now = due - DAY // 4
+    bench.clock.now = from_micros(now)
 
     assert bench.do(Clamp()) == 0
-    assert bench.do(Clamp(went_back=True)) == 1
+    assert bench.do(Clamp(back=DAY // 4)) == 3
 
     rows = dict(bench.rows("SELECT id, due FROM delivery"))
-    assert rows == {ready: due - DAY // 4, deferred: due + DAY // 2}
+    assert rows == {ready: now, soon: now + minute, deferred: now + DAY // 2}
+
+
+def test_a_second_worker_that_saw_the_clock_set_back_makes_nothing_due_before_now(
+    bench: Bench,
+) -> None:
+    soon = bench.put()
+    due = bench.rows("SELECT due FROM delivery WHERE id = ?", soon)[0][0]
+    bench.rows("UPDATE delivery SET state = 1, due = ? WHERE id = ?", due + 60_000_000, soon)
+    bench.clock.now = from_micros(due - DAY // 4)
+
+    bench.do(Clamp(back=DAY // 4))
+    bench.do(Clamp(back=DAY // 4))
+
+    assert bench.rows("SELECT due FROM delivery") == [(due - DAY // 4,)]
 
 
 def test_mail_taken_in_under_a_wrong_clock_gets_its_whole_time(bench: Bench) -> None:
@@ -80,6 +97,19 @@ def test_mail_taken_in_under_a_wrong_clock_gets_its_whole_time(bench: Bench) -> 
     assert from_micros(expires) > right
     bench.clock.advance(6 * 86_400)
     assert len(bench.do(Expire())) == 1
+
+
+def test_a_damaged_row_keeps_no_other_from_its_end_or_its_turn(bench: Bench) -> None:
+    bad, good = bench.put(), bench.put()
+    bench.rows("UPDATE delivery SET recipients = '[not json' WHERE id = ?", bad)
+    bench.rows("UPDATE delivery SET state = 1, due = 9223372036854775807 WHERE id = ?", bad)
+    assert bench.do(ReadWork()).next_due_at is not None
+    bench.clock.advance(365 * 86_400)
+    given_up = bench.do(Expire())
+    assert {one.message: one.recipients for one in given_up} == {
+        bad: ("[not json",),
+        good: ("admin@contoso.com",),
+    }
 
 
 def test_corrupt_mail_never_expires(bench: Bench) -> None:

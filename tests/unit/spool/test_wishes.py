@@ -44,6 +44,14 @@ def test_deliveries_beyond_the_ids_own_are_reached_too(bench: Bench) -> None:
     assert bench.rows("SELECT state FROM delivery WHERE id = ?", 1 << 50) == [(2,)]
 
 
+def test_a_damaged_row_can_be_deleted(bench: Bench) -> None:
+    bad, odd = bench.put(), bench.put()
+    bench.rows("UPDATE delivery SET recipients = '{', done = '[' WHERE id = ?", bad)
+    bench.rows("UPDATE delivery SET state = 99 WHERE id = ?", odd)
+    assert bench.do(Ask("delete", (bad, odd))) == 1
+    assert bench.rows("SELECT id FROM content") == [(odd,)]
+
+
 def test_deleting_one_delivery_keeps_content_that_another_needs(bench: Bench) -> None:
     message = bench.put(way(ALERTS), way(SCANS))
     bench.do(TakeLeases(SCANS, 1))
