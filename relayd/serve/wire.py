@@ -3,9 +3,8 @@
 Works on gevent's sockets (a worker's are all patched) and blocks its greenlet only. A session
 waits once for each command, so this goes past gevent's `recv` and `sendall`, which make a time-out
 object for each wait: here it is one system call, and only when it would block a wait on the hub
-with a watcher and an alarm that the connection keeps. The alarm is set anew only for a deadline
-sooner than the one it is set for; one that rings too early is set again. (Measured, one command
-and its reply, system calls included: 12.9 us before, 8.1 so.)
+with a watcher and an alarm that the connection keeps (net.patience). (Measured, one command and
+its reply, system calls included: 12.9 us before, 8.1 so.)
 
 Source: RFC 3207 §4 (STARTTLS), RFC 8446 §6.1 (close_notify), RFC 1122 §4.2.2.13 (RST on a
 close with unread octets; the client would lose the reply it has not read yet).
@@ -21,14 +20,13 @@ import termios
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from math import inf
 from typing import Final
 
 import gevent
-from gevent import get_hub, getcurrent, socket
-from greenlet import greenlet
+from gevent import get_hub, socket
 
 from relayd.clock import SYSTEM
+from relayd.net.patience import Patience
 from relayd.serve.session import PeerGone, PeerSilent
 
 MAX_RECEIVE: Final = 65536
@@ -58,45 +56,34 @@ class _Woken(BaseException):
     """Thrown into a greenlet that waits in `receive`; never leaves this file."""
 
 
-class _Overdue(BaseException):
-    """Thrown into a greenlet whose deadline has passed; never leaves this file."""
-
-
 class SocketWire:
     """One accepted connection; owns the socket from here on. sock: gevent's, connected."""
 
     __slots__ = (
-        "_alarm",
-        "_alarm_at",
-        "_deadline",
         "_has_answered",
-        "_hub",
         "_is_closed",
+        "_patience",
         "_read",
         "_readable",
         "_room",
         "_socket",
         "_until_readable",
         "_unwrap",
-        "_waiter",
         "_write",
     )
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._hub = get_hub()
         self._unwrap: Callable[[], object] | None = None  # says close_notify; None: no TLS
         self._read: Callable[[int], bytes]  # neither blocks; with TLS through it
         self._write: Callable[[bytes], int]
         self._use(sock.fileno())
         self._room = _FEW
         self._has_answered = False  # nothing was received since: only a wait can bring octets
-        self._waiter: greenlet | None = None  # who waits in `receive` now
-        self._deadline = inf  # of that wait, monotonic
-        self._readable = self._hub.loop.io(sock.fileno(), _READ)
-        self._until_readable: Callable[[], object] = partial(self._hub.wait, self._readable)
-        self._alarm = self._hub.loop.timer(0.0)
-        self._alarm_at = inf  # when it rings, monotonic; inf: it is not set
+        hub = get_hub()
+        self._patience = Patience()
+        self._readable = hub.loop.io(sock.fileno(), _READ)
+        self._until_readable: Callable[[], object] = partial(hub.wait, self._readable)
         self._is_closed = False
 
     def _use(self, descriptor: int) -> None:
@@ -119,7 +106,7 @@ class SocketWire:
         try:
             if self._has_answered:
                 self._has_answered = False
-                is_time = self._wait(self._until_readable, deadline)
+                is_time = self._patience.wait(self._until_readable, deadline)
             while True:
                 try:
                     octets = self._read(self._room)
@@ -131,7 +118,7 @@ class SocketWire:
                     wait = self._until_writable
                 if not is_time:
                     raise PeerSilent("no octet came")
-                is_time = self._wait(wait, deadline)
+                is_time = self._patience.wait(wait, deadline)
         except _Woken:
             return b""
         except TimeoutError:  # the kernel's: nobody answers its keep-alive
@@ -139,38 +126,8 @@ class SocketWire:
         except (OSError, ValueError) as error:  # ValueError: TLS was shut down by the peer
             raise PeerGone(_words(error)) from error
 
-    def _wait(self, wait: Callable[[], object], deadline: float) -> bool:
-        """Wait for the socket; False when the deadline comes first. raises: _Woken."""
-        if deadline < self._alarm_at:
-            self._set_alarm(deadline)
-        self._deadline = deadline
-        self._waiter = getcurrent()
-        try:
-            wait()
-        except _Overdue:
-            return False
-        finally:
-            self._waiter = None
-        return True
-
     def _until_writable(self) -> None:
         socket.wait_write(self._socket.fileno())
-
-    def _set_alarm(self, at: float) -> None:
-        self._alarm.close()
-        self._alarm = self._hub.loop.timer(max(0.0, at - SYSTEM.monotonic()), ref=False)
-        self._alarm.start(self._ring)
-        self._alarm_at = at
-
-    def _ring(self) -> None:
-        # In the hub, as `_interrupt`. Most deadlines were met long ago, and a later one stands.
-        self._alarm_at = inf
-        if self._waiter is None:
-            return
-        if SYSTEM.monotonic() < self._deadline:
-            self._set_alarm(self._deadline)
-        else:
-            self._waiter.throw(_Overdue())
 
     def has_input(self) -> bool:
         """Tell whether octets wait to be received; never blocks. Not for TLS."""
@@ -227,20 +184,14 @@ class SocketWire:
 
     def wake(self) -> None:
         """Make a blocked `receive` return b""; nothing is lost, nothing else is disturbed."""
-        get_hub().loop.run_callback(self._interrupt)
-
-    def _interrupt(self) -> None:
-        # In the hub: whoever is in `receive` is waiting there and nowhere else. A throw
-        # scheduled for later could hit the greenlet in the middle of a commit.
-        if self._waiter is not None:
-            self._waiter.throw(_Woken())
+        get_hub().loop.run_callback(self._patience.interrupt, _Woken())
 
     def let_go(self) -> None:
         """Stop watching a socket that somebody else closes; nothing may be received any more."""
         self._use(-1)
         self._has_answered = False
         self._readable.close()
-        self._alarm.close()
+        self._patience.close()
 
     def close(self) -> None:
         """End with FIN; wait a moment for the peer's. Never raises; may be called twice."""

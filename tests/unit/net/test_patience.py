@@ -86,6 +86,41 @@ def test_an_alarm_set_for_an_earlier_wait_does_not_end_a_later_one(
     assert waiting.get(timeout=10)
 
 
+def test_an_alarm_that_rings_before_the_deadline_is_set_again(
+    pipe: Pipe, patience: Patience
+) -> None:
+    waiting = gevent.spawn(patience.wait, pipe.until_readable, soon())
+    gevent.idle()
+    patience._ring()  # as if it had been set for an older deadline
+    gevent.idle()
+
+    assert not waiting.ready()
+    assert patience._rings_at == patience._deadline
+    pipe.write()
+    assert waiting.get(timeout=10)
+
+
+def test_a_sooner_deadline_is_kept_while_the_alarm_is_set_for_a_later_one(
+    pipe: Pipe, patience: Patience
+) -> None:
+    pipe.write()
+    assert patience.wait(pipe.until_readable, soon())
+    os.read(pipe.end, 1)
+
+    assert not patience.wait(pipe.until_readable, soon(0.01))
+
+
+def test_waits_of_the_same_kind_share_one_alarm(pipe: Pipe, patience: Patience) -> None:
+    alarms = set[int]()
+    for _ in range(3):
+        pipe.write()
+        assert patience.wait(pipe.until_readable, soon())
+        os.read(pipe.end, 1)
+        alarms.add(id(patience._alarm))
+
+    assert len(alarms) == 1
+
+
 def test_an_alarm_that_rings_while_nobody_waits_harms_nobody(
     pipe: Pipe, patience: Patience
 ) -> None:

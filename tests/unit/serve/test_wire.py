@@ -116,31 +116,6 @@ def test_after_an_answer_silence_ends_at_the_deadline_too(ends: Ends) -> None:
         wire.receive(soon(0.01))
 
 
-def test_an_alarm_set_for_an_older_deadline_ends_no_wait(ends: Ends) -> None:
-    wire, peer = ends
-    waiting = gevent.spawn(wire.receive, soon())
-    gevent.idle()
-
-    assert wire._alarm_at == wire._deadline
-    wire._ring()  # as if it had been set before the deadline was pushed on
-    gevent.idle()
-
-    assert not waiting.ready()
-    assert wire._alarm_at == wire._deadline
-    peer.sendall(b"x")
-    assert waiting.get(timeout=5) == b"x"
-
-
-def test_an_alarm_that_finds_nobody_waiting_is_set_again_by_the_next_wait(ends: Ends) -> None:
-    wire, _ = ends
-    with pytest.raises(PeerSilent):
-        wire.receive(soon(0.01))
-    wire._ring()
-
-    with pytest.raises(PeerSilent):
-        wire.receive(soon(0.01))
-
-
 def test_a_sooner_deadline_is_kept_while_the_alarm_is_set_for_a_later_one(ends: Ends) -> None:
     wire, peer = ends
     waiting = gevent.spawn(wire.receive, soon())
@@ -150,19 +125,6 @@ def test_a_sooner_deadline_is_kept_while_the_alarm_is_set_for_a_later_one(ends: 
 
     with pytest.raises(PeerSilent):
         wire.receive(soon(0.01))
-
-
-def test_waits_of_the_same_kind_share_one_alarm(ends: Ends) -> None:
-    wire, peer = ends
-    alarms = set[int]()
-    for _ in range(3):
-        waiting = gevent.spawn(wire.receive, soon())
-        gevent.idle()
-        alarms.add(id(wire._alarm))
-        peer.sendall(b"x")
-        waiting.get(timeout=5)
-
-    assert len(alarms) == 1
 
 
 def test_much_is_read_in_few_calls(ends: Ends) -> None:
