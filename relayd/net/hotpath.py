@@ -49,7 +49,7 @@ _IDLE_LIMIT_S: Final = 45.0
 """Kept connections older than this are not trusted: the server may close any moment."""
 
 _SHORTEST_S: Final = 0.001  # 0 would make the socket non-blocking
-_MOST_READ: Final = 65_536
+_MOST_READ: Final = 8192  # an answer is short; a larger buffer costs more than the read
 _READ: Final = 1  # the event loop's word for "readable"
 _POLL: Final = get_original(
     "select", "poll"
@@ -357,7 +357,7 @@ class _Link:
             self.wrote = self._must_wait = True
 
     def receive(self, deadline: float) -> bytes:
-        """Return 1..65536 octets; b"" at the end.
+        """Return 1..8192 octets; b"" at the end.
 
         deadline: monotonic. raises: OSError, TimeoutError when the deadline comes first.
         """
