@@ -11,7 +11,7 @@ from json.encoder import encode_basestring_ascii
 from typing import Final
 
 from relayd.clock import micros
-from relayd.spool.model import Lease, NewDelivery, NewMessage, QueueId, State
+from relayd.spool.model import PRIORITIES, Lease, NewDelivery, NewMessage, QueueId, State
 from relayd.spool.schema import CODES
 from relayd.spool.transaction import (
     SIBLINGS,
@@ -40,6 +40,7 @@ _DELIVERY: Final = """
     SELECT * FROM ({values}) WHERE column1 NOT NULL
     """
 _PAGE: Final = 4096
+_LOWEST: Final = max(PRIORITIES.values())
 
 
 @frozen
@@ -183,32 +184,42 @@ def _json_list(texts: Sequence[str]) -> str:
 
 
 def _rank(priority: int) -> int:
-    return min(max(priority, 0), 2)
+    return min(max(priority, 0), _LOWEST)
 
 
 def _text(value: str) -> str:
     """Return what SQLite can store; a peer may have sent anything."""
-    if value.isascii():
-        return value
     return value.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def message_row(draft: QueueId, message: NewMessage) -> tuple[Value, ...]:
     """Return a message's row, in the order of the statement."""
+    texts = (
+        message.sender,
+        message.message_id,
+        message.subject,
+        message.helo,
+        message.device,
+        message.user,
+    )
+    if not "".join(texts).isascii():
+        texts = tuple(map(_text, texts))  # type: ignore[assignment]  # of the same length
+    sender, message_id, subject, helo, device, user = texts
+    priority = message.priority
     return (
         draft,
-        _text(message.sender),
-        _rank(message.priority),
+        sender,
+        priority if 0 <= priority <= _LOWEST else _rank(priority),
         micros(message.accepted_at),
         micros(message.expires_at),
         message.size_bytes,
         message.body_sha256,
-        _text(message.message_id),
-        _text(message.subject),
+        message_id,
+        subject,
         message.session,
         message.listener,
         message.ip,
-        _text(message.helo),
-        _text(message.device),
-        _text(message.user),
+        helo,
+        device,
+        user,
     )
