@@ -14,7 +14,7 @@ Source: RFC 4954 §4 (535 and 454), OWASP Authentication Cheat Sheet.
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import hmac
 import ipaddress
 import secrets
@@ -109,6 +109,7 @@ class _Attempt:
     digest: bytes
 
 
+@functools.lru_cache(maxsize=1024)
 def _place(peer: str) -> str:
     """Return what a peer is counted as: its address; of IPv6 the /64, which one host owns."""
     ip = fold_ip(peer)
@@ -143,9 +144,10 @@ class Verifier:
             return Rejected("name or password too long")
         self._users.refresh()
         user = self._users.find(name)
+        place = _place(peer)
         attempt = _Attempt(
-            pair=f"{_place(peer)} {name}",
-            place=_place(peer),
+            pair=f"{place} {name}",
+            place=place,
             password=password,
             user=user,
             digest=self._digest(name, password, user),
@@ -204,7 +206,7 @@ class Verifier:
         stored = user.password_hash.reveal() if user is not None else ""
         parts = [part.encode("utf-8", "surrogatepass") for part in (name, password, stored)]
         octets = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
-        return hmac.new(self._key, octets, hashlib.sha256).digest()
+        return hmac.digest(self._key, octets, "sha256")
 
     def _remembers(self, digest: bytes, now: float) -> bool:
         until = self._remembered.get(digest)
