@@ -56,7 +56,8 @@ from relayd.quota.slots import SlotClient
 from relayd.serve.callers import Callers
 from relayd.serve.desk import House
 from relayd.serve.listener import Listener, Sessions, base36, converse
-from relayd.spool.door import SqliteDoor, open_spool
+from relayd.spool import former
+from relayd.spool.door import SqliteDoor, open_spool, spool_path
 from relayd.wayout import WayOut
 
 log = structlog.get_logger()
@@ -112,6 +113,8 @@ class Worker:
         gevent.spawn(tokens.warm, config.upstream)
         self._beating = gevent.spawn(self._beat)
         self._door = self._open_spool()
+        if context.number == 1:
+            _tell_of_former_spool(config)
         self._courier = Courier(self._door, slots, ways(config, tokens), config.spool)
         users = Users(config)
         self._verifier = Verifier(users)
@@ -346,6 +349,12 @@ def _open_spool(context: ChildContext, config: Config) -> SqliteDoor:
         max_message_bytes=config.limits.max_message_size,
         ambiguous={one.name: one.ambiguous for one in config.upstream},
     )
+
+
+def _tell_of_former_spool(config: Config) -> None:
+    words = former.left_behind(config.server.state_dir, spool_path(config.spool.url))
+    if words:
+        log.error("spool.left_behind", text=words)
 
 
 def ways(config: Config, tokens: TokenClient) -> list[Way]:

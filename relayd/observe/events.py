@@ -89,6 +89,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "spool.clock_jumped": "Moments far ahead were brought back: the clock must have jumped.",
     "spool.corrupt": "A message cannot be read; it is HELD, its file put aside, nothing deleted.",
     "spool.healthy": "The spool's disk works again; mail is accepted.",
+    "spool.left_behind": "Mail waits in the spool that [spool] url named before; `text=` says where and what to do.",
     "spool.migrated": "The spool's schema is another from now on; `copy=` is the database of before.",
     "spool.orphan_removed": "A content file without a message was removed: left by a crash.",
     "spool.reclaimed": "Deliveries of a dead worker were taken back; they may have been sent.",

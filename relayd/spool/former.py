@@ -1,0 +1,96 @@
+"""Mail that waits in a spool nobody looks at any more, because [spool] url names another.
+
+`state_dir/spool` keeps the path of the database in use. While the one it names still has mail
+that waits, and another is in use, that is told at every start, and the file stays as it is.
+
+SECURITY, DURABILITY: the former database is read as it lies there (immutable=1): opening it for
+real would leave files beside it, perhaps another user's, and could run a recovery. What only
+its log knows of, after a crash, is not seen; that there is a log is.
+
+Source: sqlite.org/uri.html.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import tempfile
+from typing import Final
+from urllib.parse import quote
+
+_MARK: Final = "spool"
+_LONGEST: Final = 4096
+_WAITS: Final = "SELECT count(DISTINCT message) FROM delivery WHERE state <= 3"
+
+
+def left_behind(state_dir: str, path: str) -> str:
+    """Return what to tell of a former spool with mail in it, for people; "" if there is none.
+
+    path: the database in use; remembered once nothing is left behind. Raises nothing: where
+    the state cannot be kept, nothing is known and nothing is told.
+    """
+    mark = os.path.join(state_dir, _MARK)
+    former = _remembered(mark)
+    if former == path:
+        return ""
+    words = _words(former, path) if former else ""
+    if not words:
+        with contextlib.suppress(OSError):
+            _remember(mark, path)
+    return words
+
+
+def _words(former: str, path: str) -> str:
+    waiting = _waiting(former)
+    has_log = _size(former + "-wal") > 0
+    if not waiting and not has_log:
+        return ""
+    what = f"{waiting} messages wait" if waiting else "messages may wait"
+    return (
+        f"{what} in {former}, and [spool] url is {path} now: nobody sends them. Set the url back"
+        " until that queue is empty, or stop the relay and move the old folder to the new place;"
+        f" if they are not wanted, remove {former}"
+    )
+
+
+def _waiting(path: str) -> int:
+    """Return how many messages wait in a database that nobody has open; 0 if it cannot be read."""
+    if not os.path.isfile(path):
+        return 0
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{quote(path)}?mode=ro&immutable=1", uri=True)
+        ) as connection:
+            return int(connection.execute(_WAITS).fetchone()[0])
+    except sqlite3.Error:
+        return 0
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def _remembered(mark: str) -> str:
+    try:
+        with open(mark, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read(_LONGEST).rstrip("\n")
+    except OSError:
+        return ""
+
+
+def _remember(mark: str, path: str) -> None:
+    descriptor, scratch = tempfile.mkstemp(dir=os.path.dirname(mark), prefix=".spool.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(path + "\n")
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(scratch, mark)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(scratch)
+        raise
