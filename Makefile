@@ -45,10 +45,10 @@ types: setup
 
 arch: setup
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q tests/arch
+	$(BIN)/python -m pytest -q -n 2 tests/arch
 
 unit: setup
-	$(BIN)/python -m pytest -q -m "not slow" tests/unit tests/store tests/test_dialogs.py
+	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests/unit tests/store tests/test_dialogs.py
 
 test: setup  ## everything: installs the foreign clients it may, runs all tests
 	@sh tools/clients.sh

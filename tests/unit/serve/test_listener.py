@@ -267,6 +267,7 @@ def test_a_bug_costs_one_session_and_not_the_listener(monkeypatch: pytest.Monkey
             read_all(client)
 
 
+@pytest.mark.slow(5)
 def test_draining_lets_idle_sessions_go_with_421() -> None:
     with open_shop() as shop, shop.call() as client:
         client.recv(100)
