@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -268,6 +269,16 @@ def test_a_message_under_way_can_be_wished_for(room: Room) -> None:
     room.door.lease(ALERTS, limit=1)
     answer = room.result({"command": "queue.hold", "ids": [queue_id_text(message)]})
     assert answer["untouched"] == []
+
+
+def test_what_the_worker_has_imported_is_told_without_what_is_kept_out(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "kept_out", None)
+    modules = room.result({"command": "debug.worker"})["modules"]
+    assert isinstance(modules, list)
+    assert "relayd.operator" in modules
+    assert "kept_out" not in modules
 
 
 # ---- devices, and SMTP for `relayd send`
