@@ -8,6 +8,7 @@ One greenlet for each request, on the client's own socket; words in docs/control
     queue.export                             the content, in pieces, as base64
     devices                                  who may be named in `smtp`, and who of them may
                                              send a mail that is described
+    debug.worker                             what this worker has imported
     smtp                                     the socket becomes an SMTP session of a device,
                                              for `relayd send`: the same desk, the same spool
 
@@ -19,6 +20,7 @@ its connection and nobody else anything.
 from __future__ import annotations
 
 import base64
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias, TypeVar, cast
@@ -260,6 +262,12 @@ class Operator:
                     yield from self._export(request)
                 case "devices":
                     yield from self._devices(request)
+                case "debug.worker":
+                    # None stands for what `lean` keeps out.
+                    there = [
+                        name for name in sorted(sys.modules) if sys.modules.get(name) is not None
+                    ]
+                    yield done({"modules": [*there]})
                 case _ if command in self._more:
                     yield from self._more[command](request)
                 case "queue.move":

@@ -14,9 +14,9 @@ Source: docs/flow.md; relayd/master/child.py (the channel's words).
 # ruff: noqa: E402  what follows the patch must follow the patch
 from __future__ import annotations
 
-from gevent import monkey
+from relayd import lean
 
-monkey.patch_all()
+lean.patch()
 
 import math
 import os

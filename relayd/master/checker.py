@@ -86,9 +86,9 @@ def run_and_wait(path: str, entry: str, timeout_s: float) -> Loaded | Rejected:
     return checker.finish(status)
 
 
-def sealed(octets: bytes) -> int:
-    """Return a memfd that holds `octets` for ever."""
-    fd = os.memfd_create("relayd-config", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def sealed(octets: bytes | bytearray, *, name: str = "relayd-config") -> int:
+    """Return a memfd that holds `octets` for ever; `name` is what `lsof` shows."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(fd, "wb", closefd=False) as stream:
         stream.write(octets)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)

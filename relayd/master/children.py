@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, cast
 
+from relayd import lean
 from relayd.master import spawn
 from relayd.master.board import Board
 from relayd.master.channel import Channel, pair
@@ -58,6 +59,7 @@ def give_birth(
     def run() -> int:
         # What the master counted would be added to the totals once more for each child.
         metrics.clear()
+        lean.leave_out()
         context = ChildContext(
             kind=crew.kind,
             number=number,

@@ -2,13 +2,14 @@
 
 A package manager puts new files in place while the relay runs. A worker forked after that by
 the old master would mix two versions: the master's modules of before, everything else of now.
-So the byte code of every module is read once, at the start; whatever is imported later, here or
-in a child, comes from it. New code comes by SIGUSR2 (upgrade.py), which begins with a new reading.
+So the byte code of every module is read once, at the start, into a sealed memfd; whatever is
+imported later, here or in a child, comes from there. (Kept as objects it was 3.6 MiB of each
+process.) New code comes by SIGUSR2 (upgrade.py), which begins with a new reading.
 
 Only relayd itself: a library replaced on disk is taken by the next child that starts, as with
 any daemon (`needrestart` tells). The source lines in a traceback are those on disk.
 
-Source: importlib, "Setting up an importer"; PEP 451.
+Source: importlib, "Setting up an importer"; PEP 451; memfd_create(2).
 """
 
 from __future__ import annotations
@@ -22,24 +23,28 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Final, NamedTuple
 
+from relayd.master.checker import sealed
+
 _PACKAGE: Final = "relayd"
 _NEVER_HERE: Final = frozenset({"relayd.sandbox", "relayd.cli"})
 """Not imported by any process of the daemon but at the master's own start."""
 
 
 class Pin(NamedTuple):
-    """One module. code: marshalled; folder: of a package, "" for a plain module."""
+    """One module. start, length: of its marshalled code; folder: "" for a plain module."""
 
-    code: bytes
+    start: int
+    length: int
     path: str
     folder: str
 
 
 class Pinned:
-    """A finder and loader for `sys.meta_path`. pins: by the module's full name."""
+    """A finder and loader for `sys.meta_path`. pins: by the module's full name; fd: the code."""
 
-    def __init__(self, pins: dict[str, Pin]) -> None:
+    def __init__(self, pins: dict[str, Pin], fd: int) -> None:
         self.pins = pins
+        self._fd = fd
 
     def find_spec(
         self,
@@ -64,7 +69,9 @@ class Pinned:
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the module's code of when we started."""
-        exec(marshal.loads(self.pins[module.__name__].code), module.__dict__)  # noqa: S102, S302
+        pin = self.pins[module.__name__]
+        code = os.pread(self._fd, pin.length, pin.start)
+        exec(marshal.loads(code), module.__dict__)  # noqa: S102, S302  sealed, nobody else's
 
 
 def pin(package: str = _PACKAGE) -> Pinned:
@@ -75,14 +82,17 @@ def pin(package: str = _PACKAGE) -> Pinned:
     """
     root = sys.modules[package].__path__[0]
     found: dict[str, Pin] = {}
+    codes = bytearray()
     for name, path, folder in _modules(package, root):
         loader = importlib.machinery.SourceFileLoader(name, path)
         try:
             code = loader.get_code(name)
         except (OSError, SyntaxError, ImportError):
             continue
-        found[name] = Pin(marshal.dumps(code), path, folder)
-    pinned = Pinned(found)
+        octets = marshal.dumps(code)
+        found[name] = Pin(len(codes), len(octets), path, folder)
+        codes += octets
+    pinned = Pinned(found, sealed(codes, name="relayd-code"))
     sys.meta_path.insert(0, pinned)
     return pinned
 

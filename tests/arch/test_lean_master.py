@@ -37,6 +37,7 @@ ROOMS = {
     "relayd.master",
     "relayd.clock",
     "relayd.errors",
+    "relayd.lean",
     "relayd.values",
 }
 

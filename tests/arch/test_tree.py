@@ -22,7 +22,7 @@ MODULES = sorted((ROOT / "relayd").rglob("*.py"))
 LONGEST_DOCSTRING = 24
 LATER_EVENTS = frozenset({"message.bounced"})  # promised by the interface; nobody reads NDRs yet
 
-PATCH = "monkey.patch_all()"  # the first thing a worker does, before it imports what it patches
+PATCH = "lean.patch()"  # the first thing a worker does, before it imports what it patches
 
 # Spelt in pieces, so that this file does not contain what it looks for.
 FORBIDDEN = re.compile(

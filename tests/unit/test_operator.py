@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import selectors
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -471,6 +472,16 @@ def test_three_hundred_upstreams_arrive_at_the_master_and_fit_its_answer(room: R
     selector.close()
     theirs.close()
     ours.close()
+
+
+def test_what_the_worker_has_imported_is_told_without_what_is_kept_out(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "kept_out", None)
+    modules = room.result({"command": "debug.worker"})["modules"]
+    assert isinstance(modules, list)
+    assert "relayd.operator" in modules
+    assert "kept_out" not in modules
 
 
 # ---- devices, and SMTP for `relayd send`

@@ -56,7 +56,7 @@ def test_what_cannot_be_read_fails_when_it_is_wanted(package: Path) -> None:
 
 
 def test_other_packages_are_left_to_others() -> None:
-    assert pinned.Pinned({}).find_spec("json") is None
+    assert pinned.Pinned({}, -1).find_spec("json") is None
 
 
 def test_all_of_the_daemon_is_there_and_nothing_else_comes_along() -> None:
