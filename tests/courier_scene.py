@@ -14,7 +14,7 @@ from relayd.deliver.carriers import Carriers
 from relayd.deliver.courier import Courier
 from relayd.deliver.custody import Custody
 from relayd.deliver.gate import Gate
-from relayd.deliver.lane import Lane, Way
+from relayd.deliver.lane import Carried, Lane, Way
 from relayd.deliver.outcome import Ambiguous, Answer, Deferred, Failed, Misconfigured
 from relayd.deliver.pumps import Pumps
 from relayd.deliver.roster import Roster
@@ -167,3 +167,12 @@ def new(mailbox: MailboxRef = ALERTS, header_from: str = "alerts@contoso.com") -
 
 def soon(scene: Scene) -> float:
     return scene.clock.monotonic() + 10
+
+
+def leased(scene: Scene, ref: MailboxRef = ALERTS, **changes: object) -> Carried:
+    """Return a lease under way, with its permit, as a pump hands it out."""
+    lane = scene.lane(ref)
+    assert lane.permits.acquire(blocking=False)
+    lane.in_flight += 1
+    lane.unsent += 1
+    return scene.custody.pick_up(scene.door._leased(scene.door.put(mailbox=ref, **changes)))

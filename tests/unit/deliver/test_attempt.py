@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import gevent
+import pytest
 from gevent.event import Event
 
+from relayd.config.model import Spool
+from relayd.deliver.courier import Courier
 from relayd.deliver.outcome import Answer, Deferred, Result
-from relayd.deliver.transport import Grip
+from relayd.deliver.transport import Grip, OpenContent
 from relayd.errors import LeaseLost, SpoolUnavailable
 from relayd.spool.model import Lease, State
 from tests.courier_scene import GATEWAY, THROTTLED, Scene, soon
-from tests.deliver_fakes import FakeTransport, taken
+from tests.deliver_fakes import ALERTS, CONTENT, FakeTransport, taken
 
 
 def test_outcomes_are_told_to_who_listens(scene: Scene) -> None:
@@ -131,3 +136,100 @@ def test_what_had_not_begun_yet_is_given_back(scene: Scene) -> None:
 
     assert row.at(State.READY)
     assert row.history[0].outcome == "returned"
+
+
+def test_what_may_not_start_any_more_is_given_back_untried(scene: Scene) -> None:
+    scene.start()
+    row = scene.door.accept()
+    (carried,) = scene.custody.in_flight
+    carried.is_stopping = True
+    scene.settle()
+
+    assert [one.outcome for one in row.history] == ["returned", "sent"]
+    assert row.history[0].text == "the worker stops"
+    assert len(scene.outcomes) == len(scene.transport.sent) == 1
+    assert row.lease.attempt == 1, "no try is counted"
+
+
+def test_a_fault_in_deciding_leaves_the_lease_to_run_out(scene: Scene) -> None:
+    scene.start()
+    scene.transport.default = lambda _: None  # type: ignore[assignment,return-value]  # a bug
+    row = scene.door.accept()
+    scene.settle()
+
+    assert row.at(State.LEASED), "nobody knows what to settle"
+    assert scene.events() == ["courier.bug"]
+    assert scene.slots.all_free()
+    assert scene.courier.in_flight == 0
+
+
+def test_content_is_opened_by_the_transport_when_it_wants_it(scene: Scene) -> None:
+    read: list[bytes] = []
+
+    class Reading(FakeTransport):
+        def send(self, grip: Grip, content: OpenContent) -> Result:
+            with content() as pieces:
+                read.extend(pieces)
+            return super().send(grip, content)
+
+    scene.roster.ways["contoso"].transport = Reading()
+    scene.start()
+    row = scene.door.accept()
+    scene.settle()
+
+    assert row.at(State.SENT)
+    assert read == [CONTENT]
+
+
+def test_nothing_is_given_up_for_its_age_while_the_clock_is_not_trusted(scene: Scene) -> None:
+    scene.transport.default = lambda _: THROTTLED
+    scene.start()
+    scene.clock.now += timedelta(days=10)
+    scene.wake()
+    scene.advance(61)
+    row = scene.door.accept(expires_at=scene.clock.now - timedelta(days=5))
+    scene.settle()
+
+    assert row.at(State.DEFERRED)
+
+
+def test_a_courier_nobody_listens_to_settles_all_the_same(scene: Scene) -> None:
+    courier = Courier(
+        scene.door, scene.slots, list(scene.roster.ways.values()), Spool(), clock=scene.clock
+    )
+    scene.courier = courier
+    scene.start()
+    row = scene.door.accept()
+    scene.settle()
+
+    assert row.at(State.SENT)
+    assert not scene.outcomes
+
+
+@pytest.mark.parametrize(
+    "fault", [ZeroDivisionError(), SpoolUnavailable("bad sector"), LeaseLost()]
+)
+def test_a_probe_that_ends_in_a_fault_of_ours_lets_the_next_go(
+    scene: Scene, fault: Exception
+) -> None:
+    scene.start()
+    circuit = scene.roster.ways["contoso"].circuit
+    circuit.failed(scene.clock.monotonic(), cause="c", text="")
+    scene.clock.advance(2)
+
+    def fail(lease: Lease) -> Result:
+        raise fault
+
+    scene.transport.default = fail
+    scene.door.put()
+    scene.courier.offer([ALERTS])
+    scene.settle()
+    assert len(scene.transport.sent) == 1
+    assert circuit.state.value == "down", "not probing for five minutes"
+
+    scene.transport.default = taken
+    row = scene.door.put()
+    scene.courier.offer([ALERTS])
+    scene.settle()
+
+    assert row.at(State.SENT)

@@ -28,6 +28,7 @@ from tests.courier_scene import (
     SECRET,
     THROTTLED,
     Scene,
+    crowded,
     new,
     soon,
 )
@@ -83,6 +84,52 @@ def test_wanting_sets_a_slot_aside_and_sparing_gives_it_back(scene: Scene) -> No
     assert scene.slots.unused == 1
     assert scene.courier.wants(new(), 1)
     scene.courier.spare(new())
+
+
+def test_mail_that_comes_while_a_fast_slot_is_in_use_is_born_into_hand(scene: Scene) -> None:
+    gate = crowded(scene)
+
+    rows = [scene.door.accept() for _ in range(8)]
+    late = scene.door.accept()
+    scene.settle()
+    assert [row.state for row in rows] == [State.LEASED] * 8
+    assert late.at(State.READY), "the hand is full"
+    gate.set()
+    scene.settle()
+
+    assert all(row.at(State.SENT) for row in [*rows, late])
+    assert scene.transport.most_at_once == 1
+    assert scene.slots.all_free()
+    assert scene.courier.in_flight == 0
+
+
+def test_a_place_in_hand_that_is_not_taken_is_free_again(scene: Scene) -> None:
+    gate = crowded(scene)
+    wanted = [scene.courier.wants(new(), 1) for _ in range(9)]
+    assert wanted == [True] * 8 + [False]
+    for _ in range(8):
+        scene.courier.spare(new())
+    assert scene.courier.wants(new(), 1)
+    scene.courier.spare(new())
+    gate.set()
+    scene.settle()
+
+    assert scene.slots.all_free()
+    assert scene.courier.in_flight == 0
+    assert [one.counter for one in scene.roster.permits.values()] == [16, 16]
+
+
+def test_an_unknown_upstream_is_not_touched_and_told_once(scene: Scene) -> None:
+    scene.start()
+    gone = MailboxRef("gone", "x@y")
+
+    assert not scene.courier.wants(new(gone), 1)
+    scene.courier.offer([gone, gone])
+    scene.settle()
+
+    assert scene.events() == ["upstream.unknown"]
+    with pytest.raises(LookupError):
+        scene.courier.take(replace(scene.door.put().lease, mailbox=gone))
 
 
 # --- outcomes --------------------------------------------------------------------------------

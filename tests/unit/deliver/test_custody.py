@@ -10,9 +10,9 @@ from gevent.event import Event
 
 from relayd.deliver.outcome import Result
 from relayd.errors import LeaseLost, SpoolUnavailable
-from relayd.spool.model import Lease, State
-from tests.courier_scene import Scene, new
-from tests.deliver_fakes import LEASE_S, taken
+from relayd.spool.model import Lease, Settlement, State
+from tests.courier_scene import Scene, leased, new
+from tests.deliver_fakes import ALERTS, LEASE_S, taken
 
 
 def test_what_microsoft_took_is_settled_when_the_spool_is_back(
@@ -126,3 +126,87 @@ def test_a_result_that_cannot_be_written_before_the_end_is_told(scene: Scene) ->
     scene.settle()
 
     assert scene.line("message.unsettled")["outcome"] == "sent"
+
+
+# --- from pick-up to let-go ------------------------------------------------------------------
+
+SENT = Settlement(state=State.SENT, outcome="sent")
+
+
+def test_it_is_idle_when_nothing_is_under_way(scene: Scene) -> None:
+    assert scene.custody.idle.is_set()
+    first, second = leased(scene), leased(scene)
+    lane = scene.lane(ALERTS)
+    assert scene.custody.in_flight == {first, second}
+    assert not scene.custody.idle.is_set()
+
+    scene.custody.settle(lane, first, SENT)
+    assert not scene.custody.idle.is_set()
+    scene.custody.settle(lane, second, SENT)
+
+    assert scene.custody.idle.is_set()
+    assert scene.states() == [State.SENT, State.SENT]
+    assert (lane.in_flight, lane.permits.counter) == (0, 16)
+
+
+def test_a_permit_that_is_free_again_is_for_what_waits(scene: Scene) -> None:
+    scene.start()
+    lane = scene.lane(ALERTS)
+    carried, waits = leased(scene), scene.door.put()
+    lane.has_work = True
+
+    scene.custody.let_go(lane, carried)
+    scene.settle()
+
+    assert waits.at(State.SENT)
+
+
+def test_what_is_given_back_is_work_again(scene: Scene) -> None:
+    lane, carried = scene.lane(ALERTS), leased(scene)
+
+    scene.custody.settle(lane, carried, Settlement(state=State.READY, outcome="returned"))
+
+    assert lane.has_work
+
+
+def test_while_stopping_only_urgent_mail_may_begin(scene: Scene) -> None:
+    before = leased(scene), leased(scene, priority=0)
+    scene.custody.stop()
+    scene.gate.is_draining = True
+    after = leased(scene), leased(scene, priority=0)
+
+    assert [one.may_start() for one in (*before, *after)] == [False, True, False, True]
+
+
+def test_a_fault_after_settling_lets_it_go_all_the_same(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane, carried = scene.lane(ALERTS), leased(scene)
+    monkeypatch.setattr(scene.gate, "settled", None)  # a bug
+
+    scene.custody.settle(lane, carried, SENT)
+
+    assert scene.states() == [State.SENT]
+    assert scene.events() == ["courier.bug"]
+    assert (lane.in_flight, lane.permits.counter) == (0, 16)
+    assert scene.custody.idle.is_set()
+
+
+def test_a_lease_with_time_enough_is_not_renewed_and_keeping_ends_with_the_last(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relayd.deliver.custody._KEEP_LEASES_S", 0.001)
+    lane, carried = scene.lane(ALERTS), leased(scene)
+    keeper = scene.custody._keeper
+    assert keeper is not None
+    leased_too = leased(scene)
+    assert scene.custody._keeper is keeper, "one for all"
+    scene.clock.advance(LEASE_S / 4)
+
+    scene.custody.let_go(lane, carried)
+    scene.custody.let_go(lane, leased_too)
+    keeper.join(10)
+
+    assert keeper.successful()
+    assert "renew" not in scene.door.calls
+    assert scene.custody._keeper is None

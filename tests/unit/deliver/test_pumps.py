@@ -7,8 +7,9 @@ import pytest
 from gevent.event import Event
 
 from relayd.deliver.outcome import Answer, Deferred, Result
+from relayd.errors import SpoolUnavailable
 from relayd.spool.model import Lease, MailboxRef, State
-from tests.courier_scene import DNS, FOREIGN, OTHER, Scene, ahead, crowded, soon
+from tests.courier_scene import DNS, FOREIGN, OTHER, Scene, ahead, crowded, leased, soon
 from tests.deliver_fakes import ALERTS, Row, taken
 
 
@@ -284,3 +285,146 @@ def test_waiting_for_a_slot_is_told_once(scene: Scene, monkeypatch: pytest.Monke
     scene.settle()
 
     assert row.at(State.SENT)
+
+
+# --- when one is wanted ----------------------------------------------------------------------
+
+
+def test_a_mailbox_has_one_pump_for_each_priority(scene: Scene) -> None:
+    scene.slots.capacity = 0
+    lane = scene.lane(ALERTS)
+    lane.has_work = True
+    scene.pumps.start(lane)
+    scene.pumps.start(lane)
+    lane.is_urgent = True
+    scene.pumps.start(lane)
+    scene.pumps.start(lane)
+    scene.settle()
+
+    assert scene.slots.asked == [(ALERTS, 1), (ALERTS, 0)]
+
+
+def test_a_mailbox_without_work_wants_none(scene: Scene) -> None:
+    lane = scene.lane(ALERTS)
+    scene.pumps.go_on(lane)
+
+    assert not lane.pumps
+
+
+def test_the_loop_is_woken_for_a_mailbox_when_it_may_go_on(scene: Scene) -> None:
+    scene.start()
+    lane = scene.lane(ALERTS)
+    row = scene.door.put()
+    lane.rest(scene.clock.monotonic(), 7.0)
+    lane.has_work = True
+    scene.pumps.go_on(lane)
+    assert not lane.pumps
+    scene.settle()
+
+    assert scene.agenda.sleeps_until == pytest.approx(scene.clock.monotonic() + 7.0)
+    scene.advance(7.0)
+    assert row.at(State.SENT)
+
+
+def test_a_mailbox_that_waits_for_nothing_but_the_worker_wakes_nobody(scene: Scene) -> None:
+    lane = scene.lane(ALERTS)
+    lane.has_work = True
+    scene.gate.is_draining = True
+    scene.pumps.go_on(lane)
+
+    assert not lane.pumps
+
+
+# --- what comes in the way meanwhile ---------------------------------------------------------
+
+
+def test_a_slot_that_comes_too_late_is_given_back_unused(scene: Scene) -> None:
+    scene.slots.capacity = 0
+    scene.start()
+    row = scene.door.put()
+    scene.courier.offer([ALERTS])
+    scene.settle()
+    lane = scene.lane(ALERTS)
+    lane.rest(scene.clock.monotonic(), 30.0)
+    scene.slots.capacity = 1
+    scene.slots._freed.set()
+    scene.settle()
+
+    assert row.at(State.READY)
+    assert "lease" not in scene.door.calls
+    assert scene.slots.all_free()
+    assert scene.slots.unused == 1
+    assert lane.has_work
+    assert lane.permits.counter == 16
+
+
+def test_a_probe_that_is_out_lets_no_other_go(scene: Scene) -> None:
+    lane, now = scene.lane(ALERTS), scene.clock.monotonic()
+    scene.door.put()
+    lane.has_work = True
+    lane.way.circuit.failed(now, cause="c", text="")
+    scene.clock.advance(2)
+    assert lane.way.circuit.may_probe(scene.clock.monotonic())
+
+    assert scene.pumps._lease(lane, 1) == ([], False)
+    assert lane.has_work
+
+
+def test_a_spool_that_cannot_lease_costs_no_slot_and_no_permit(scene: Scene) -> None:
+    scene.start()
+    scene.door.put()
+    scene.door.broken = SpoolUnavailable("locked")
+    scene.courier.offer([ALERTS])
+    scene.settle()
+
+    lane = scene.lane(ALERTS)
+    assert lane.has_work
+    assert scene.slots.all_free()
+    assert lane.permits.counter == 16
+    assert not lane.pumps, "it waits for the spool, not in a loop"
+
+
+def test_nothing_is_leased_ahead_for_a_mailbox_that_rests(scene: Scene) -> None:
+    scene.make(messages_per_minute=0)
+    lane = scene.lane(ALERTS)
+    lane.has_work, lane.carriers, lane.lease_s, lane.send_s = True, 1, 0.1, 0.001
+    lane.rest(scene.clock.monotonic(), 30.0)
+    scene.pumps.lease_ahead(lane)
+    is_leasing = lane.is_leasing_ahead
+    assert is_leasing
+    scene.settle()
+
+    assert not lane.is_leasing_ahead
+    assert "lease" not in scene.door.calls
+    assert lane.permits.counter == 16
+
+
+def test_the_last_urgent_mail_gives_everything_back_when_there_is_none(scene: Scene) -> None:
+    lane = scene.lane(ALERTS)
+    for broken in (None, SpoolUnavailable("gone")):
+        scene.door.broken = broken
+        scene.pumps.last_urgent(lane, soon(scene))
+    scene.slots.capacity = 0
+    scene.pumps.last_urgent(lane, scene.clock.monotonic() + 0.001)
+    lane.way.circuit.failed(scene.clock.monotonic(), cause="c", text="")
+    scene.pumps.last_urgent(lane, soon(scene))
+
+    assert scene.slots.all_free()
+    assert lane.permits.counter == 16
+    assert scene.door.calls.count("lease") == 2
+
+
+def test_a_hand_whose_turn_does_not_come_is_given_back_though_a_pump_waits_on(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relayd.deliver.pumps._SLOT_PATIENCE_S", 0.0)
+    monkeypatch.setattr("relayd.deliver.pumps._SLOT_WAIT_S", 0.0)
+    scene.slots.capacity = 0
+    lane = scene.lane(ALERTS)
+    lane.lay_in_hand([leased(scene)])
+    lane.has_work = True
+    scene.pumps.start(lane)
+    scene.settle()
+
+    assert scene.states() == [State.READY]
+    assert lane.pumps == {1}
