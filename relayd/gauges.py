@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime
 from typing import Final
 
 from relayd.config.model import Upstream
-from relayd.deliver.courier import UpstreamStatus
+from relayd.deliver.roster import UpstreamStatus
 from relayd.observe import metrics
 from relayd.spool.model import State
 from relayd.spool.queries import Counts

@@ -213,3 +213,19 @@ class Carried:
             return False
         self.has_begun = True
         return True
+
+
+class Supply(Protocol):
+    """Who gets slots and leases for a mailbox (pumps.Pumps); none of these waits."""
+
+    def start(self, lane: Lane) -> None:
+        """See to it that somebody waits for a slot."""
+        ...
+
+    def go_on(self, lane: Lane) -> None:
+        """Do so if the mailbox has work and may have it done; else note when it may."""
+        ...
+
+    def lease_ahead(self, lane: Lane) -> None:
+        """Lease what the slots in use will soon be free for."""
+        ...

@@ -5,6 +5,7 @@
     an upstream   doubling from 2 s to 1 min while it is down; one try each time
     a denial      30 min: Exchange keeps a denial alive as long as it is asked more often
     a credential  1 min: the secret may have been mended
+    the spool     longer each time, up to 5 s: it is ours, and all waits for it
 
 The server's own wish (Retry-After) beats all of these and is never cut short.
 
@@ -20,6 +21,7 @@ from typing import Final
 
 DENIAL_PROBE_S: Final = 1800.0
 CREDENTIAL_PROBE_S: Final = 60.0
+SPOOL_PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 _JITTER: Final = 0.1
 _MAILBOX_FIRST_S: Final = 10.0
@@ -66,6 +68,11 @@ def mailbox_rest_s(strikes: int) -> float:
 def upstream_rest_s(strikes: int) -> float:
     """Return how long a whole upstream is left alone after `strikes` failures in a row."""
     return _doubling(strikes, _UPSTREAM_FIRST_S, _UPSTREAM_MOST_S)
+
+
+def spool_pause_s(failures: int) -> float:
+    """Return how long to leave the spool alone that failed `failures` times before this one."""
+    return SPOOL_PAUSES_S[min(failures, len(SPOOL_PAUSES_S) - 1)]
 
 
 def _doubling(strikes: int, first_s: float, most_s: float) -> float:

@@ -9,7 +9,7 @@ import pytest
 
 from relayd import gauges
 from relayd.config.model import Upstream
-from relayd.deliver.courier import UpstreamStatus
+from relayd.deliver.roster import UpstreamStatus
 from relayd.observe import metrics
 from relayd.spool.model import State
 from relayd.spool.queries import Counts

@@ -23,7 +23,8 @@ from relayd.cache.client import Client
 from relayd.cache.frames import Refused
 from relayd.cli.answers import rows_of
 from relayd.config.model import Config, Device, Upstream, User
-from relayd.deliver.courier import Courier, UpstreamStatus
+from relayd.deliver.courier import Courier
+from relayd.deliver.roster import UpstreamStatus
 from relayd.errors import CacheUnavailable, SpoolUnavailable
 from relayd.master import report
 from relayd.master.board import Board
