@@ -64,10 +64,15 @@ class Agenda:
             self._must_scan = True
         return self._must_scan
 
-    def scanned(self, next_due_at: datetime | None) -> None:
-        """Note that it was asked, and when the next row comes due."""
+    def scanning(self) -> None:
+        """Note that it is being asked: what is told from now on, the answer may not know of."""
         self._must_scan = False
-        self._next_due = next_due_at
+        self._next_due = None
+
+    def scanned(self, next_due_at: datetime | None) -> None:
+        """Note its answer: when the next row comes due."""
+        if next_due_at is not None:
+            self.due(next_due_at)
 
     def due_in_s(self) -> float | None:
         """Return how long it is to the next row's moment, below 0 if it is over; None: no row."""

@@ -265,6 +265,7 @@ class Courier:
         return self._wait_s(now)
 
     def _scan(self) -> None:
+        self._agenda.scanning()
         try:
             work = self._door.work()
         except SpoolUnavailable as error:

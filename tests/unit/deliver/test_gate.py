@@ -205,6 +205,7 @@ def test_a_clock_that_leaps_stands_in_the_way_for_a_minute() -> None:
 
 def test_a_hold_is_learnt_from_what_is_settled_and_ended_by_a_success() -> None:
     post = Post()
+    post.agenda.scanning()
     post.agenda.scanned(None)
     lease = lease_of(post.clock)
     due = post.clock.now + timedelta(minutes=30)
