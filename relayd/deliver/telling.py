@@ -46,7 +46,12 @@ def decided(lease: Lease, settlement: Settlement, now: datetime) -> None:
             queued_s = (now - lease.accepted_at).total_seconds()
             metrics.count("relayd_messages_sent_total", upstream=upstream)
             metrics.observe("relayd_queued_seconds", queued_s, upstream=upstream)
-            log.info("message.sent", queued_s=round(queued_s, 3), **fields)
+            if settlement.failed_recipients:  # somebody was left out, and nobody else will say so
+                log.error(
+                    "message.sent", queued_s=round(queued_s, 3), text=settlement.text, **fields
+                )
+            else:
+                log.info("message.sent", queued_s=round(queued_s, 3), **fields)
         case State.FAILED:
             metrics.count("relayd_messages_failed_total", upstream=upstream, reason=reason)
             log.error("message.failed", **fields)

@@ -195,7 +195,9 @@ def test_a_division_is_settled_as_one(scene: Scene) -> None:
     scene.settle()
 
     assert row.at(State.SENT)
-    assert scene.line("message.sent")["failed_recipients"] == "b@x"
+    line = scene.line("message.sent")
+    assert line["failed_recipients"] == "b@x"
+    assert line["log_level"] == "error", "somebody was left out"
 
 
 # --- an upstream that is down ----------------------------------------------------------------
