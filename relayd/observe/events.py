@@ -61,7 +61,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "message.failed": "A message was given up; `reason=` says why.",
     "message.held": "A message waits for an administrator; `reason=` says for what.",
     "message.refused": "A command of a transaction was refused; `reason=` names the rule.",
-    "message.sent": "Microsoft took a message over (202, or 250): queued there, not delivered; level error where `failed_recipients=` names who was left out.",
+    "message.sent": "Microsoft took a message over (202, or 250): queued there, not delivered; an error where somebody was left out.",
     "message.unsettled": "The worker ended before a result could be written; the mail may go out twice.",
     "process.crashed": "A child ended by a bug; the traceback says where.",
     "process.cut": "A worker left before all was finished; what was under way may arrive twice.",
