@@ -5,6 +5,11 @@ from __future__ import annotations
 import signal
 
 import pytest
+from hypothesis import settings
+
+# No test may fail because the machine is slow.
+settings.register_profile("relayd", deadline=None)
+settings.load_profile("relayd")
 
 
 def pytest_configure(config: pytest.Config) -> None:
