@@ -113,6 +113,10 @@ class Relay:
         with self.connect(port) as session:
             return session.hostname
 
+    def until_greeted(self, hostname: str, port: int | None = None) -> None:
+        """Wait for a greeting by this name: who was told to go a moment ago may take one more."""
+        self.until(lambda: self.greeting(port) == hostname, f"{hostname} greets")
+
     def until(self, what: Callable[[], object], why: str, within_s: float = PATIENCE_S) -> None:
         deadline = time.monotonic() + within_s
         while not what():

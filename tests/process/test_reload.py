@@ -78,7 +78,7 @@ def test_a_bad_configuration_changes_nothing_and_names_every_problem(relay: Rela
     assert relay.status()["reload"]["result"] == "refused"
     relay.write(problems=[], hostname="third")
     assert relay.ask(command="reload")["ok"] is True
-    assert relay.greeting() == "third"
+    relay.until_greeted("third")
 
 
 def test_sessions_of_the_old_generation_are_finished(relay: Relay) -> None:
@@ -88,7 +88,7 @@ def test_sessions_of_the_old_generation_are_finished(relay: Relay) -> None:
         assert relay.ask(command="reload")["ok"] is True
         session.say("ping")
         assert session.read_line() == "pong\n"
-        assert relay.greeting() == "second"
+        relay.until_greeted("second")
     relay.until(lambda: not is_alive(session.pid), "it went when its session ended")
 
 
@@ -142,7 +142,7 @@ def test_at_most_two_generations_live(relay: Relay) -> None:
         relay.write(hostname="third")
         relay.signal(signal.SIGHUP)
         relay.until(lambda: relay.lines("reload.waiting"), "the third waits")
-        assert relay.greeting() == "second"
+        relay.until_greeted("second")
         assert is_alive(session.pid)
     relay.until(lambda: relay.greeting() == "third", "now it may")
 
@@ -159,7 +159,7 @@ def test_a_generation_that_fails_is_refused_at_once(relay: Relay) -> None:
     assert relay.greeting() == "first"
     relay.write(behaviour="")
     assert relay.ask(command="reload")["ok"] is True
-    assert relay.greeting() == "second"
+    relay.until_greeted("second")
 
 
 def test_a_generation_that_never_gets_ready_is_refused(relay: Relay) -> None:
@@ -228,7 +228,7 @@ def test_another_address_of_a_port_we_hold_ourselves_needs_a_restart(relay: Rela
     assert relay.greeting() == "first"
     relay.write(addresses=[f"127.0.0.1:{port}"], hostname="second")  # that is where it listens
     assert relay.ask(command="reload")["ok"] is True
-    assert relay.greeting(port) == "second"
+    relay.until_greeted("second", port=port)
 
 
 def test_another_runtime_dir_needs_a_restart(relay: Relay) -> None:
@@ -341,7 +341,7 @@ def test_a_reload_mends_a_relay_that_could_not_start(relay: Relay) -> None:
     relay.write(behaviour="", hostname="second")
     assert relay.ask(command="reload")["ok"] is True
     assert relay.status()["state"] == "running"
-    assert relay.greeting() == "second"
+    relay.until_greeted("second")
 
 
 def test_upgrades_asked_for_twice_are_one_after_the_other(relay: Relay) -> None:
