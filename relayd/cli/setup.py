@@ -52,7 +52,7 @@ examples:
   relayd setup                           asks, says what to do at Microsoft
   relayd setup --no-input --tenant contoso.onmicrosoft.com \\
       --client-id 10000000-0000-0000-0000-000000000000 \\
-      --mailbox alerts@contoso.com --secret-file /root/contoso.secret \\
+      --mailbox alerts@contoso.com --secret-file contoso.secret \\
       --network 192.168.10.0/24          for Ansible: again is "unchanged"
   relayd setup --test-to you@contoso.com only a test mail, once configured
 

@@ -117,12 +117,12 @@ retry = ["1s"]
     def setup(self, *, test_mail: bool = True) -> subprocess.CompletedProcess[str]:
         """Run `relayd setup` as Ansible would, against the sandbox."""
         self.guest.run("chmod", "a+rx", "/srv/lab/state")
-        self.guest.put("/root/secret", self.facts["client_secret"] + "\n", mode=0o600)
+        self.guest.put("/etc/setup.secret", self.facts["client_secret"] + "\n", mode=0o600)
         base = self.facts["base"]
         words = ["--name", "lab", "--tenant", self.facts["tenant"], "--mailbox"]
         words += [self.facts["mailboxes"][0], "--client-id", self.facts["client_id"]]
         words += ["--authority", base, "--graph", f"{base}/v1.0"]
-        words += ["--ca-file", self.facts["ca_file"], "--secret-file", "/root/secret"]
+        words += ["--ca-file", self.facts["ca_file"], "--secret-file", "/etc/setup.secret"]
         words += ["--network", "127.0.0.1/32", "--network", "::1/128"]
         if test_mail:
             words += ["--test-to", "ops@contoso.com"]

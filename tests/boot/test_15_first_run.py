@@ -30,13 +30,13 @@ def installed(full: Guest, lab: Lab) -> None:
     full.run("apt-get", "install", "-qy", "relayd")
     lab.start_sandbox()
     full.run("chmod", "a+rx", "/srv/lab/state")
-    full.put("/root/secret", f"{lab.facts['client_secret']}\n", mode=0o600)
+    full.put("/etc/setup.secret", f"{lab.facts['client_secret']}\n", mode=0o600)
 
 
 def setup(lab: Lab, *more: str) -> subprocess.CompletedProcess[str]:
     facts = lab.facts
     words = ["--tenant", facts["tenant"], "--client-id", facts["client_id"]]
-    words += ["--mailbox", facts["mailboxes"][0], "--secret-file", "/root/secret"]
+    words += ["--mailbox", facts["mailboxes"][0], "--secret-file", "/etc/setup.secret"]
     words += ["--authority", facts["base"], "--graph", f"{facts['base']}/v1.0"]
     words += ["--ca-file", facts["ca_file"], "--network", LAN]
     return lab.guest.run("relayd", "setup", "--no-input", *words, *more, check=False)
