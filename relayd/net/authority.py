@@ -13,7 +13,6 @@ import contextlib
 import fcntl
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Final
@@ -22,6 +21,7 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from relayd import whole
 from relayd.clock import Clock
 from relayd.net.certificates import Authority, Leaf, make_ca, make_leaf, not_after
 from relayd.net.pair import read
@@ -45,14 +45,14 @@ def renew(
     is_good:  asked under the lock: another worker may have been quicker.
     raises:   OSError, ValueError - it cannot be made.
     """
-    folder, name = os.path.split(leaf)
+    folder = os.path.dirname(leaf)
     os.makedirs(folder, mode=0o700, exist_ok=True)
     with _locked(os.path.join(folder, _LOCK)):
         if is_good():
             return
         authority = _authority(folder, hostname, clock)
         made = make_leaf(authority, names, days=_LEAF_DAYS, clock=clock)
-        _write(folder, name, _chain(made, authority), 0o600)
+        whole.replace(leaf, _chain(made, authority), mode=0o600)
         log.info("certificate.made", file=leaf, names=", ".join(names))
 
 
@@ -68,8 +68,8 @@ def _authority(folder: str, hostname: str, clock: Clock) -> Authority:
         pass  # made anew below
     made = make_ca(f"relayd on {hostname}", days=_CA_DAYS, clock=clock)
     # DURABILITY: the key first; a certificate without its key would be trusted in vain.
-    _write(folder, _CA_KEY, made.key_pem, 0o600)
-    _write(folder, _CA_FILE, made.certificate_pem, 0o644)
+    whole.replace(key, made.key_pem, mode=0o600)
+    whole.replace(certificate, made.certificate_pem, mode=0o644)
     return made
 
 
@@ -84,22 +84,6 @@ def _belongs(authority: Authority) -> bool:
 
 def _chain(leaf: Leaf, authority: Authority) -> bytes:
     return leaf.key_pem + leaf.certificate_pem + authority.certificate_pem
-
-
-def _write(folder: str, name: str, octets: bytes, mode: int) -> None:
-    """Replace a file whole; nobody ever reads half of it."""
-    descriptor, scratch = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, mode)
-            file.write(octets)
-            file.flush()
-            os.fsync(descriptor)
-        os.replace(scratch, os.path.join(folder, name))
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(scratch)
-        raise
 
 
 @contextlib.contextmanager

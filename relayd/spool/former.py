@@ -15,9 +15,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import tempfile
 from typing import Final
 from urllib.parse import quote
+
+from relayd import whole
 
 _MARK: Final = "spool"
 _LONGEST: Final = 4096
@@ -37,7 +38,7 @@ def left_behind(state_dir: str, path: str) -> str:
     words = _words(former, path) if former else ""
     if not words:
         with contextlib.suppress(OSError):
-            _remember(mark, path)
+            whole.replace(mark, os.fsencode(path) + b"\n", mode=0o600)
     return words
 
 
@@ -80,17 +81,3 @@ def _remembered(mark: str) -> str:
             return file.read(_LONGEST).rstrip("\n")
     except OSError:
         return ""
-
-
-def _remember(mark: str, path: str) -> None:
-    descriptor, scratch = tempfile.mkstemp(dir=os.path.dirname(mark), prefix=".spool.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(path + "\n")
-            file.flush()
-            os.fsync(descriptor)
-        os.replace(scratch, mark)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(scratch)
-        raise
