@@ -525,7 +525,12 @@ def _fields(text: str) -> dict[str, str]:
     # Every line a field, no name twice: the ordinary case.
     if len(headers) == len(plain) == text.count("\n") - 2:
         return headers
-    headers = {}
+    return _line_by_line(text)
+
+
+def _line_by_line(text: str) -> dict[str, str]:
+    """Return the same, whatever stands there: folded lines are joined, odd ones left out."""
+    headers: dict[str, str] = {}
     name = ""
     for line in text.split("\n")[1:]:
         if line[:1] in (" ", "\t"):

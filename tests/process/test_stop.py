@@ -161,3 +161,34 @@ def test_a_full_disk_refuses_low_priority_first_and_high_last(
         submit(relay.port, "again", source=LOW)
         relay.wait_empty()
         assert sandbox.client.counts()["messages"] == 4
+
+
+@pytest.mark.slow(8)
+@pytest.mark.timeout(120)
+def test_mail_left_in_a_spool_that_the_next_start_does_not_use_is_told(
+    tmp_path: Path, sandbox: SandboxProcess
+) -> None:
+    sandbox.client.knobs(graph_latency_s=60.0)
+    relay = a_relay(tmp_path, sandbox)
+    with relay:
+        for number in range(8):
+            submit(relay.port, f"left-{number}")
+        assert relay.lines("spool.left_behind") == []
+        assert relay.stop(fast=True) == 0
+        before = relay.path.read_text()
+        relay.path.write_text(before.replace("/spool/spool.db", "/other/spool.db"))
+        sandbox.client.knobs(graph_latency_s=0)
+        relay.start()
+        wait_until(lambda: relay.lines("spool.left_behind"), seconds=10, told=relay.log)
+        (line,) = relay.lines("spool.left_behind")
+        assert "level=error" in line
+        assert f"{relay.folder}/spool/spool.db" in line
+        assert any("spool.left_behind" in str(one) for one in relay.status()["errors"])
+        assert relay.stop() == 0
+
+        relay.path.write_text(before)
+        relay.start()
+        relay.wait_empty()
+        assert {one.x_field("X-Load-Id") for one in sandbox.client.messages()} >= {
+            f"left-{number}" for number in range(8)
+        }

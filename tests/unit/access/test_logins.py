@@ -247,6 +247,16 @@ def test_secrets_do_not_show(door: Door) -> None:
     assert "right" not in repr(verdict)
 
 
+def test_what_is_remembered_tells_nobody_the_password(tmp_path: Path, counter: Counter) -> None:
+    doors = [Door(tmp_path, counter) for _ in range(2)]
+    for door in doors:
+        assert accepted(door.tries(UPS, "ups", "right")[0])
+    first, second = ([*door.verifier._remembered] for door in doors)
+
+    assert b"right" not in b"".join([*first, *second])
+    assert first != second, "a key of this process only is in it"
+
+
 @given(waits=st.lists(st.floats(0, 100), max_size=50))
 def test_an_allowance_gives_no_more_than_its_rate(waits: list[float]) -> None:
     allowance = Allowance(most=5, refill_s=10.0)

@@ -104,7 +104,7 @@ def test_a_sooner_deadline_is_kept_while_the_alarm_is_set_for_a_later_one(
     pipe: Pipe, patience: Patience
 ) -> None:
     pipe.write()
-    assert patience.wait(pipe.until_readable, soon())
+    assert patience.wait(pipe.until_readable, soon(3600))
     os.read(pipe.end, 1)
 
     assert not patience.wait(pipe.until_readable, soon(0.01))

@@ -329,6 +329,30 @@ def test_high_priority_goes_first(house: House) -> None:
     assert low_got == [True]
 
 
+def test_who_let_urgent_mail_go_first_gets_the_slot_beside_it(house: House) -> None:
+    """Both come free at once: the one who waits longer looks first, and must look again."""
+    house.up()
+    slots = house.worker()
+    for _ in range(2):
+        slots.acquire(BOX, 2, LONG_S)
+    normal, normal_got = behind(lambda: slots.acquire(BOX, 2, LONG_S))
+    until(lambda: slots._mailboxes[BOX].waiting == 1)
+    high, high_got = behind(lambda: slots.acquire(BOX, 2, LONG_S, priority=0))
+    until(lambda: slots._mailboxes[BOX].urgent == 1)
+    mailbox, waiters = slots._mailboxes[BOX], slots._changed._waiters  # type: ignore[attr-defined]  # to see who has looked
+    with slots._lock:
+        mailbox.idle += mailbox.busy
+        mailbox.busy.clear()
+        slots._changed.notify(1)
+    until(lambda: len(waiters) == 2)  # the normal one has let the other go first
+    with slots._lock:
+        slots._changed.notify(1)
+    high.join()
+    normal.join()
+
+    assert (high_got, normal_got) == ([True], [True])
+
+
 def test_pacing_is_obeyed_across_workers(house: House) -> None:
     house.up()
     workers = [house.worker(number) for number in (1, 2)]
