@@ -335,9 +335,9 @@ def test_who_let_urgent_mail_go_first_gets_the_slot_beside_it(house: House) -> N
     slots = house.worker()
     for _ in range(2):
         slots.acquire(BOX, 2, LONG_S)
-    normal, normal_got = behind(lambda: slots.acquire(BOX, 2, LONG_S))
+    normal, normal_got = behind(lambda: slots.acquire(BOX, 2, 3600.0))  # nothing else wakes it
     until(lambda: slots._mailboxes[BOX].waiting == 1)
-    high, high_got = behind(lambda: slots.acquire(BOX, 2, LONG_S, priority=0))
+    high, high_got = behind(lambda: slots.acquire(BOX, 2, 3600.0, priority=0))
     until(lambda: slots._mailboxes[BOX].urgent == 1)
     mailbox, waiters = slots._mailboxes[BOX], slots._changed._waiters  # type: ignore[attr-defined]  # to see who has looked
     with slots._lock:
