@@ -216,6 +216,28 @@ def accept(bench: Bench) -> None:
         )
 
 
+def crowded(bench: Bench) -> None:
+    """Accepts beside a queue of a million, as a share of those beside an empty one; the start."""
+    waiting = bench.messages * 1_000_000 // 15_000
+    place, rates, start_s = bench.place(), [], 0.0
+    for count in (0, waiting):
+        if count:
+            fill = f"from bench.spool import fill; fill({str(place / 'spool/spool.db')!r}, {count})"
+            subprocess.run([sys.executable, "-c", fill], check=True, timeout=900)
+        began = time.monotonic()
+        with relay(place, bench.graph, mailbox="slow@b.test", concurrency=1) as ours:
+            start_s = time.monotonic() - began
+            bench.drive(ours.port, 10, 100)
+            rates.append(bench.messages / bench.source(ours.port, 50))
+    bench.report(
+        f"accept beside {waiting:,} waiting",
+        "relayd",
+        acks_per_s=round(rates[1]),
+        of_an_empty_queue=round(rates[1] / rates[0], 2),
+        start_s=round(start_s, 2),
+    )
+
+
 def new_and_auth(bench: Bench) -> None:
     """A new connection and AUTH for each message, 50 clients."""
     row = "new connection (and AUTH) each, 50"
@@ -378,6 +400,7 @@ def tokens(bench: Bench) -> None:
 ROWS: tuple[Callable[[Bench], None], ...] = (
     end_to_end,
     accept,
+    crowded,
     new_and_auth,
     latency,
     rated_load,

@@ -95,8 +95,11 @@ def relay(
     upstream: str = "",
     more: str = "",
 ) -> Iterator[Relay]:
-    """Run relayd while the block lasts. graph: the fast endpoint, or [cloud] and [upstream]."""
-    folder.mkdir(parents=True)
+    """Run relayd while the block lasts, in a new folder or with what one left in `folder`.
+
+    graph: the fast endpoint, or [cloud] and [upstream].
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     way_out = graph
     if isinstance(graph, Endpoint):
         way_out = _WAY_OUT.format(

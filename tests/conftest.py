@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
 
 _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1)
 
-# No test may fail because the machine is slow.
-settings.register_profile("relayd", deadline=None)
-settings.load_profile("relayd")
+with contextlib.suppress(ModuleNotFoundError):  # where one room is tried with other libraries
+    from hypothesis import settings
+
+    # No test may fail because the machine is slow.
+    settings.register_profile("relayd", deadline=None)
+    settings.load_profile("relayd")
 
 
 def pytest_configure(config: pytest.Config) -> None:
