@@ -61,7 +61,13 @@ class Scene:
             dice=lambda: 0.5,
             on_outcome=lambda lease, word: self.outcomes.append((lease, word)),
         )
+        self.agenda.sleep = self._sleep  # type: ignore[method-assign]  # no real time goes by
         return self.courier
+
+    def _sleep(self, wait_s: float) -> None:
+        """Wait as the loop does, but for `advance`: a machine that stalls must not wake it."""
+        self.agenda.sleeps_until = self.clock.monotonic() + wait_s
+        self.agenda._rung.wait()
 
     def start(self, **upstream: object) -> Scene:
         if upstream:
