@@ -43,7 +43,7 @@ _DOT_ATOM: Final = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
 _DOMAIN: Final = re.compile(r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
 _LITERAL: Final = re.compile(r"\[[0-9A-Za-z:.]+\]")
 _PLAIN: Final = re.compile(rf"({_ATOM}(?:\.{_ATOM})*)@({_DOMAIN.pattern})")
-_QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*+)"')
+_QUOTED: Final = re.compile(r'"((?:[^"\\]++|\\.)*)"')
 _ROUTE: Final = re.compile(r"@[^:\"]*:")
 _ESCAPED: Final = re.compile(r"\\(.)")
 _MUST_ESCAPE: Final = re.compile(r'(["\\])')
@@ -189,8 +189,8 @@ def _fold_literal(domain: str) -> str:
 
 # ---- lists in headers -----------------------------------------------------------------------
 
-_WORD: Final = re.compile(r'(?:[^\s"()<>,;:\[]++|\[[^\]\s<>]*+\]?)++')
-_QUOTED_ADDRESS: Final = re.compile(r'"(?:[^"\\]|\\.)*+"@(?:[^\s"()<>,;:\[]++|\[[^\]\s<>]*+\]?)++')
+_WORD: Final = re.compile(r'(?:[^\s"()<>,;:\[]++|\[[^\]\s<>]*+\]?)+')
+_QUOTED_ADDRESS: Final = re.compile(r'"(?:[^"\\]++|\\.)*"@(?:[^\s"()<>,;:\[]++|\[[^\]\s<>]*+\]?)+')
 _ONE: Final = re.compile(rf'("?)([A-Za-z0-9_ -]*+)\1 *+<({_PLAIN.pattern})>')
 _ANGLE: Final = re.compile(r"<([^<>]*)>?")
 _PARENTHESIS: Final = re.compile(r"[()\\]")

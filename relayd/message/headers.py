@@ -27,16 +27,16 @@ LINE_LIMIT: Final = 998
 
 _LINE_END: Final = re.compile(rb"\r\n?|\n")
 _FIELD: Final = re.compile(
-    rb"([!-9;-~]++)[ \t]*+:[^\r\n]*+(?:(?:\r\n?|\n)[ \t][^\r\n]*+)*+(?:\r\n?|\n|\Z)"
+    rb"([!-9;-~]++)[ \t]*+:[^\r\n]*+(?:(?:\r\n?|\n)[ \t][^\r\n]*+)*(?:\r\n?|\n|\Z)"
 )
 _FIELDS: Final = re.compile(
-    rb"(?:[!-9;-~]++[ \t]*+:[^\r\n]*+(?:(?:\r\n?|\n)[ \t][^\r\n]*+)*+(?:\r\n?|\n|\Z))*+"
+    rb"(?:[!-9;-~]++[ \t]*+:[^\r\n]*+(?:(?:\r\n?|\n)[ \t][^\r\n]*+)*(?:\r\n?|\n|\Z))*"
 )
 # What nearly every head is: fields on canonical octets that need no tidying, an empty line.
 _LINE: Final = rb"[^\r\n\0]*+\r\n"
-_CANONICAL: Final = rb"([!-9;-~]++):%s(?:[ \t]++[^ \t\r\n\0]%s)*+" % (_LINE, _LINE)
+_CANONICAL: Final = rb"([!-9;-~]++):%s(?:[ \t]++[^ \t\r\n\0]%s)*" % (_LINE, _LINE)
 _CANONICAL_FIELDS: Final = re.compile(rb"(%s)" % _CANONICAL)
-_CANONICAL_HEAD: Final = re.compile(rb"(%s)(?:%s)*+\r\n" % (_CANONICAL, _CANONICAL))
+_CANONICAL_HEAD: Final = re.compile(rb"(%s)(?:%s)*\r\n" % (_CANONICAL, _CANONICAL))
 # Our own Received (message.trace) is three lines. A continuation after it is the client's
 # first line, which began with a space.
 _OUR_TRACE: Final = re.compile(

@@ -28,7 +28,7 @@ RECIPIENT_FIELDS: Final = frozenset(
 _ALL_GO: Final[dict[bytes, Field | None]] = dict.fromkeys(RECIPIENT_FIELDS)
 _WIDTH: Final = 76
 _ATOM: Final = rb"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]++"
-PLAIN_ADDRESS: Final = rb"%s(?:\.%s)*+@[A-Za-z0-9_-]++(?:\.[A-Za-z0-9_-]++)*+" % (_ATOM, _ATOM)
+PLAIN_ADDRESS: Final = rb"%s(?:\.%s)*@[A-Za-z0-9_-]++(?:\.[A-Za-z0-9_-]++)*" % (_ATOM, _ATOM)
 _PLAIN: Final = re.compile(PLAIN_ADDRESS)
 _PLAIN_FIELD: Final = re.compile(rb"[TtCc][OoCc]: ?(?:(%s)|<(%s)>)\r\n" % ((PLAIN_ADDRESS,) * 2))
 

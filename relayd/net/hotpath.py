@@ -485,7 +485,7 @@ class Head:
 _MOST_DIGITS: Final = 15
 _END_OF_HEAD: Final = re.compile(rb"\r?\n\r?\n")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01])[ \t]+(\d{3})(?=[ \t\r\n])")
-_FIELD: Final = re.compile(r"\n([!-9;-~]+):[ \t]*+((?:[!-~]++|[ \t]++(?=[!-~]))*+)[ \t]*+\r(?=\n)")
+_FIELD: Final = re.compile(r"\n([!-9;-~]+):[ \t]*+((?:[!-~]++|[ \t]++(?=[!-~]))*)[ \t]*+\r(?=\n)")
 _KEEP_ALIVE: Final = re.compile(r"timeout=(\d{1,6})")
 
 
