@@ -57,8 +57,15 @@ test: setup  ## everything: installs the foreign clients it may, runs all tests
 	@$(MAKE) --no-print-directory test-floor
 	@$(MAKE) --no-print-directory test-boot
 
-# Debian 12 is the oldest there is; where its libraries are not installed, this says so.
-test-floor: setup  ## real processes once more, on Debian's own Python and libraries
+# Debian 12 is the oldest there is: its Python has faults that later ones have not. Where its
+# libraries are not installed, this says so.
+test-floor: setup  ## once more on Debian's own Python: unit tests, and real processes with its libraries
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.base_prefix != "/usr")'; \
+	then echo "skipped: .venv has Debian's own Python already"; \
+	elif ! /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	then echo "skipped: /usr/bin/python3 is no Python 3.11 or later"; \
+	else sh tools/venv.sh /usr/bin/python3 .venv-floor && \
+	  .venv-floor/bin/python -m pytest -q -n 2 tests/unit tests/store tests/test_dialogs.py; fi
 	@if /usr/bin/python3 -c 'import argon2, dkim, gevent, msal, prometheus_client, structlog' 2>/dev/null; \
 	then RELAYD_PYTHON=/usr/bin/python3 $(BIN)/python -m pytest -q tests/process/test_outage.py \
 	  tests/process/test_operator_side.py tests/process/test_reload_under_load.py \
@@ -86,4 +93,4 @@ repo: deb  ## make dist/repo, a signed apt repository (URL=, KEY=)
 	@URL='$(URL)' KEY='$(KEY)' sh tools/repo.sh dist dist/repo
 
 clean:  ## remove what was made
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-floor build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,8 +1,10 @@
 #!/bin/sh
-# Make .venv with relayd and its tools in it. Debian's python3 has no ensurepip without
-# python3-venv: install that when we may, else say the one line that mends it.
+# Make a virtual environment with relayd and its tools in it: tools/venv.sh PYTHON [.venv]
+# Debian's python3 has no ensurepip without python3-venv: install that when we may, else say the
+# one line that mends it.
 set -eu
 python=$1
+venv=${2:-.venv}
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     echo "relayd needs Python 3.11 or later as '$python'; set PYTHON=/path/to/python3" >&2
     exit 1
@@ -17,5 +19,5 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         exit 1
     fi
 fi
-[ -x .venv/bin/python ] || "$python" -m venv .venv
-.venv/bin/python -m pip install -q --disable-pip-version-check --use-pep517 -e '.[dev]'
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+"$venv/bin/python" -m pip install -q --disable-pip-version-check --use-pep517 -e '.[dev]'
