@@ -82,6 +82,8 @@ class Scene:
         self.courier._stopped.set()
         self.gate.is_draining = True
         gevent.killall(self.courier._greenlets)
+        self.slots.close()
+        self.settle()
 
     # --- the courier's parts
 

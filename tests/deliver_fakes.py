@@ -259,6 +259,7 @@ class FakeSlots:
         self.asked: list[tuple[MailboxRef, int]] = []
         self.unused = 0
         self._freed = gevent.event.Event()
+        self._is_closed = False
         self.rests: list[tuple[MailboxRef, float]] = []
         self.tell_rest: Callable[[MailboxRef, float], None] = lambda _ref, _rest_s: None
         self.backs: list[str] = []
@@ -295,9 +296,17 @@ class FakeSlots:
         self.asked.append((ref, priority))
         while not self.try_acquire(ref):
             self._freed.clear()
-            if not self._freed.wait(timeout_s):
+            is_free = self._freed.wait(timeout_s)
+            if self._is_closed:
+                raise gevent.GreenletExit
+            if not is_free:
                 return False
         return True
+
+    def close(self) -> None:
+        """End whoever waits for a slot: his time-out must not speak in a later test."""
+        self._is_closed = True
+        self._freed.set()
 
     def again(self, ref: MailboxRef, *, unused: bool = False) -> bool:
         if self.used[ref] <= self.capacity:
