@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import gevent
-
 from relayd.deliver.attempt import Attempts
+from relayd.deliver.crew import Crew
 from relayd.deliver.custody import Custody
 from relayd.deliver.decide import returned
 from relayd.deliver.gate import Gate
@@ -37,14 +36,14 @@ class Carriers:
         self._custody = custody
         self._attempts = attempts
         self._supply = supply
+        self._crew = Crew()
 
     # --- carrying --------------------------------------------------------------------------
 
     def start(self, lane: Lane, first: Carried) -> None:
         """Send `first` in a slot taken for it, then what is in hand, in a greenlet of its own."""
         lane.carriers += 1
-        # A bare greenlet costs a third of a Greenlet, and nobody looks at its end.
-        gevent.spawn_raw(self._carry, lane, first)
+        self._crew.start(self._carry, lane, first)
 
     def carry(self, lane: Lane, first: Carried) -> None:
         """Do the same in this greenlet; returns when the slot is given up."""

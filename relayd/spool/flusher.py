@@ -15,6 +15,9 @@ has run: measured, a larger batch saves more than an earlier start.
 
     hub:    queue -> batch -> bell            results -> callers go on -> next batch
     thread:                   bell -> apply -> results -> wake the hub
+
+Other workers write to the same file in turn. What is queued while ours is waited for still
+goes with the batch (`latecomers`).
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from gevent.hub import Waiter, get_hub
 
 from relayd.clock import Clock
 from relayd.errors import SpoolUnavailable
-from relayd.spool.sqlite import Applied
+from relayd.spool.sqlite import Applied, Latecomers
 from relayd.spool.transaction import Operation
 
 T = TypeVar("T")
@@ -89,7 +92,7 @@ _Done: TypeAlias = tuple[list[_Ticket], Applied] | _Job | None  # None: it has e
 class Flusher:
     """Owns the spool's writing thread.
 
-    apply:      called in the thread with a batch.
+    apply:      called in the thread with a batch, and with what returns its latecomers.
     on_applied: called on the hub after each batch, before its callers go on. Must not block.
     on_late:    called likewise with each operation that succeeded when nobody waited any more.
     wants_idle, idle_work: asked and called in the thread, after a batch.
@@ -97,7 +100,7 @@ class Flusher:
 
     def __init__(
         self,
-        apply: Callable[[Sequence[Operation[object]]], Applied],
+        apply: Callable[[Sequence[Operation[object]], Latecomers], Applied],
         *,
         clock: Clock,
         on_applied: Callable[[Applied], None],
@@ -245,7 +248,7 @@ class Flusher:
                 given.run()
                 self._tell(given)
             else:
-                self._tell((given, self._applied([one.operation for one in given])))
+                self._tell((given, self._applied(given)))
                 self._idle()
         self._tell(None)
 
@@ -256,12 +259,28 @@ class Flusher:
         except Exception:  # noqa: BLE001 - a daemon loop's edge: told to the hub as a value
             self._bugs.append(traceback.format_exc())
 
-    def _applied(self, operations: list[Operation[object]]) -> Applied:
+    def _applied(self, batch: list[_Ticket]) -> Applied:
+        operations = [one.operation for one in batch]
         try:
-            return self._apply(operations)
+            return self._apply(operations, partial(self._latecomers, batch))
         except Exception:  # noqa: BLE001 - a daemon loop: its callers must hear of it, whatever it is
             failed = SpoolUnavailable("not understood, see the log")
-            return Applied([failed] * len(operations), bugs=[traceback.format_exc()])
+            return Applied([failed] * len(batch), bugs=[traceback.format_exc()])
+
+    def _latecomers(self, batch: list[_Ticket]) -> list[Operation[object]]:
+        """Take what was queued meanwhile into the batch; return its operations.
+
+        The hub may take tickets out at the same time: each is taken by one of us.
+        """
+        late: list[Operation[object]] = []
+        while len(batch) < _LARGEST_BATCH:
+            try:
+                ticket = self._queue.popleft()
+            except IndexError:
+                break
+            batch.append(ticket)
+            late.append(ticket.operation)
+        return late
 
     def _tell(self, done: _Done) -> None:
         self._done.append(done)
@@ -317,6 +336,7 @@ class Flusher:
     def _answer_all(self, batch: list[_Ticket], applied: Applied) -> None:
         if self._bugs:
             applied.bugs.append(self._bugs.popleft())
+        self._is_urgent = self._is_somebody_waiting()  # who was in a hurry may have gone along
         try:
             self._on_applied(applied)
         finally:
@@ -328,6 +348,11 @@ class Flusher:
                 self._tell_late(batch, applied.outcomes)
             finally:
                 self._one_less(len(batch))
+
+    def _is_somebody_waiting(self) -> bool:
+        if self._closed or len(self._queue) >= _MOST_PATIENT:
+            return True
+        return any(not one.operation.may_wait for one in self._queue)
 
     def _tell_late(self, batch: list[_Ticket], outcomes: Sequence[object]) -> None:
         """Tell of what was done for nobody; every caller has its answer by now."""

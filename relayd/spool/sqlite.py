@@ -3,7 +3,7 @@
 Synchronous, knows nothing of gevent, used by one native thread at a time. Nothing is logged
 or raised here: what went wrong comes back as values (`Applied`).
 
-    batch -> turnstile -> BEGIN IMMEDIATE -> statements -> COMMIT (one flush) -> files
+    batch -> turnstile -> latecomers -> BEGIN IMMEDIATE -> statements -> COMMIT (one flush) -> files
 
 # DURABILITY: WAL with synchronous=FULL: COMMIT returns after the log is flushed. After any
 I/O error the connection is dropped, because SQLite acknowledges the commit after a failed
@@ -19,9 +19,9 @@ import contextlib
 import os
 import sqlite3
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from relayd.clock import Clock, micros
 from relayd.errors import ConfigError, SpoolFull, SpoolUnavailable
@@ -90,6 +90,10 @@ class Applied:
     effects: Effects = field(default_factory=Effects)
     holds: tuple[Hold, ...] | None = None
     bugs: list[str] = field(default_factory=list)
+
+
+Latecomers: TypeAlias = Callable[[], Sequence[Operation[object]]]
+"""Returns what may still go with a batch whose turn has come."""
 
 
 class Migrated(NamedTuple):
@@ -236,13 +240,19 @@ class Core:
         """This process's number in the holder table."""
         return self._holder
 
-    def apply(self, operations: Sequence[Operation[object]]) -> Applied:
-        """Do all of them in one commit; those that cannot be done fail alone if possible."""
+    def apply(
+        self, operations: Sequence[Operation[object]], latecomers: Latecomers = tuple
+    ) -> Applied:
+        """Do all of them in one commit; those that cannot be done fail alone if possible.
+
+        latecomers: asked once it is our turn; what it returns goes with them, at the end.
+        """
+        operations = list(operations)
         failed = self._reopened()
         if failed is not None:
             return Applied([failed] * len(operations))
         try:
-            return self._attempt(operations)
+            return self._attempt(operations, latecomers)
         except sqlite3.Error as error:
             kind = _kind(error)
             if kind in _IO or kind in _BUSY:
@@ -253,11 +263,11 @@ class Core:
         except Exception:  # noqa: BLE001 - a daemon loop's edge: told to the hub as a value
             return self._one_by_one(operations, traceback.format_exc())
 
-    def _attempt(self, operations: Sequence[Operation[object]]) -> Applied:
+    def _attempt(self, operations: list[Operation[object]], latecomers: Latecomers) -> Applied:
         try:
-            return self._committed(operations, careful=False)
+            return self._committed(operations, latecomers, careful=False)
         except Surprise:
-            return self._committed(operations, careful=True)
+            return self._committed(operations, latecomers, careful=True)
 
     def _one_by_one(self, operations: Sequence[Operation[object]], bug: str) -> Applied:
         """Find the operation that spoils the batch; the others must not suffer."""
@@ -273,10 +283,17 @@ class Core:
             whole.bugs += part.bugs
         return whole
 
-    def _committed(self, operations: Sequence[Operation[object]], *, careful: bool) -> Applied:
+    def _committed(
+        self,
+        operations: list[Operation[object]],
+        latecomers: Latecomers = tuple,
+        *,
+        careful: bool,
+    ) -> Applied:
         if not any(one.writes for one in operations):
             return self._read(operations)
         with self._turnstile:
+            operations += latecomers()
             connection = self._live()
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -380,7 +397,7 @@ class Core:
                 _probe_space(os.path.dirname(self.path))
             self._connection = self._connect()
             if self._in_doubt:
-                self._committed(self._in_doubt, careful=True)
+                self._committed([*self._in_doubt], careful=True)
         except (sqlite3.Error, OSError, ConfigError) as error:
             with self._turnstile:
                 self._drop()

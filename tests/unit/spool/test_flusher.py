@@ -13,7 +13,7 @@ from gevent.event import Event
 from relayd.clock import SYSTEM, FakeClock
 from relayd.errors import SpoolFull, SpoolUnavailable
 from relayd.spool.flusher import Flusher
-from relayd.spool.sqlite import Applied
+from relayd.spool.sqlite import Applied, Latecomers
 from relayd.spool.transaction import Operation
 
 LONG_S = 15.0
@@ -40,12 +40,15 @@ class Disk:
         self.began = threading.Event()
         self.answer: object = None
         self.idle = 0
+        self.takes_latecomers = False
 
-    def apply(self, operations: Sequence[Operation[object]]) -> Applied:
+    def apply(self, operations: Sequence[Operation[object]], latecomers: Latecomers) -> Applied:
         words = [one.word for one in operations if isinstance(one, Say | Settled)]
         self.batches.append(words)
         self.began.set()
         assert self.may_go.wait(LONG_S)
+        if self.takes_latecomers:
+            words += [one.word for one in latecomers() if isinstance(one, Say | Settled)]
         if "bug" in words:
             raise ValueError("a bug")
         outcomes = [self.answer or f"{word}!" for word in words]
@@ -108,6 +111,76 @@ def test_what_comes_while_one_flush_runs_is_one_batch_and_the_hub_goes_on(
     assert [len(one) for one in disk.batches] == [1, 49]
 
 
+def test_what_comes_while_the_turn_is_waited_for_goes_along(flusher: Flusher, disk: Disk) -> None:
+    disk.takes_latecomers = True
+    disk.may_go.clear()
+    greenlets = [gevent.spawn(flusher.ask, Say("first"))]
+    wait_until_it_runs(disk)
+    greenlets.append(gevent.spawn(flusher.ask, Say("late")))
+    settled: list[object] = []
+    gevent.idle()
+    flusher.post(Settled("too"), settled.append)
+    disk.may_go.set()
+    gevent.joinall(greenlets, timeout=LONG_S)
+    gevent.idle()
+    assert [one.value for one in greenlets] == ["first!", "late!"]
+    assert settled == ["too!"]
+    assert disk.batches == [["first", "late", "too"]]
+
+
+def test_who_is_killed_while_the_turn_is_waited_for_does_not_go_along(
+    flusher: Flusher, disk: Disk, late: list[tuple[object, object]]
+) -> None:
+    disk.takes_latecomers = True
+    disk.may_go.clear()
+    first = gevent.spawn(flusher.ask, Say("first"))
+    wait_until_it_runs(disk)
+    second = gevent.spawn(flusher.ask, Say("second"))
+    gevent.idle()
+    second.kill()
+    disk.may_go.set()
+    assert first.get(timeout=LONG_S) == "first!"
+    assert disk.batches == [["first"]]
+    assert not late
+
+
+def test_a_batch_takes_no_more_latecomers_than_a_batch_may_have(
+    flusher: Flusher, disk: Disk
+) -> None:
+    disk.takes_latecomers = True
+    disk.may_go.clear()
+    many = [gevent.spawn(flusher.ask, Say("first"))]
+    wait_until_it_runs(disk)
+    many += [gevent.spawn(flusher.ask, Say("late")) for _ in range(300)]
+    gevent.idle()
+    disk.may_go.set()
+    gevent.joinall(many, timeout=LONG_S, raise_error=True)
+    assert [len(one) for one in disk.batches] == [256, 45]
+
+
+def test_the_hurry_of_who_went_along_is_over(
+    flusher: Flusher, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relayd.spool.flusher._PATIENCE_S", 3600.0)
+    disk.takes_latecomers = True
+    disk.may_go.clear()
+    hurried = [gevent.spawn(flusher.ask, Say("first"))]
+    wait_until_it_runs(disk)
+    hurried.append(gevent.spawn(flusher.ask, Say("late")))
+    gevent.idle()
+
+    def then_settle(_: object) -> None:
+        flusher.post(Settled("patient"))
+
+    hurried[0].link(then_settle)
+    disk.may_go.set()
+    gevent.joinall(hurried, timeout=LONG_S, raise_error=True)
+    for _ in range(20):
+        gevent.idle()
+    assert flusher.ask(Say("next")) == "next!"
+    assert disk.batches == [["first", "late"], ["patient", "next"]]
+
+
 def test_a_failure_is_raised_to_everybody_and_is_not_one_shared_exception(
     flusher: Flusher, disk: Disk
 ) -> None:
@@ -167,9 +240,9 @@ def test_an_answer_that_comes_after_the_deadline_is_no_answer(
 ) -> None:
     clock = FakeClock()  # so that only the look at the end can notice
 
-    def slowly(batch: Sequence[Operation[object]]) -> Applied:
+    def slowly(batch: Sequence[Operation[object]], latecomers: Latecomers) -> Applied:
         clock.advance(9)
-        return disk.apply(batch)
+        return disk.apply(batch, latecomers)
 
     flusher = Flusher(
         slowly,

@@ -61,6 +61,44 @@ def test_every_commit_happens_inside_the_turnstile(bench: Bench) -> None:
     assert points == ["before-commit", "after-commit"]
 
 
+def test_latecomers_go_with_the_batch_once_it_is_its_turn(bench: Bench) -> None:
+    commits: list[str] = []
+    bench.core._crash_at = commits.append
+    first, late = bench.accept(), bench.accept()
+
+    def latecomers() -> list[Accept]:
+        with open(bench.path + ".turnstile.b", "rb") as room, pytest.raises(BlockingIOError):
+            fcntl.flock(room, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return [late]
+
+    assert bench.core.apply([first], latecomers).outcomes == [None, None]
+    assert commits == ["before-commit", "after-commit"]
+    assert bench.rows("SELECT count(*) FROM message") == [(2,)]
+
+
+def test_latecomers_of_a_batch_in_doubt_are_taken_back_too(bench: Bench) -> None:
+    late = bench.accept()
+
+    def fail_after(point: str) -> None:
+        if point == "after-commit":
+            raise OSError(5, "Input/output error")
+
+    bench.core._crash_at = fail_after
+    outcomes = bench.core.apply([bench.accept()], lambda: [late]).outcomes
+    assert [type(one) for one in outcomes] == [SpoolUnavailable] * 2
+    bench.core._crash_at = lambda _: None
+    bench.clock.advance(1)
+    assert bench.do(TakeLeases(ALERTS, 5)) == []
+    assert bench.rows("SELECT count(*) FROM message") == [(0,)]
+
+
+def test_a_latecomer_that_spoils_the_batch_fails_alone(bench: Bench) -> None:
+    good, bad = bench.accept(), bench.accept()
+    broken = Accept(bad.id, bad.message, bad.content, (("no", "such", "row"),), ())
+    applied = bench.core.apply([good], lambda: [broken])
+    assert [type(one) for one in applied.outcomes] == [type(None), SpoolUnavailable]
+
+
 def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     garbage = b"this is not a database" * 1000
     (tmp_path / "spool.db").write_bytes(garbage)
