@@ -39,6 +39,8 @@ MOST_LINES: Final = 4096
 _PIPE_BUF: Final = 4096
 _CLOSE_WAIT_S: Final = 1.0
 _GATHER_S: Final = 0.02
+_LOOKS: Final = 5
+"""So often the thread looks again by itself: to rouse it costs its caller a switch of threads."""
 _LEVELS: Final[Mapping[str, int]] = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -140,11 +142,13 @@ class Journal:
 
     def _write_lines(self) -> None:
         """Run the thread: sleep until roused, then write until the queue is empty."""
+        looks = 0
         while True:
             if self._reopening:
                 self._reopen()
             if self._lines:
                 self._write_all(self._batch())
+                looks = _LOOKS
                 continue
             if self._untold:
                 self._tell_dropped()
@@ -152,14 +156,21 @@ class Journal:
             if self._closing:
                 self._done.release()
                 return
+            if looks:
+                looks -= 1
+                self._gather()
+                continue
             self._idle = True
             # A line put between the look above and this flag would wait for the next one.
             if not self._has_work():
                 self._wake.acquire()
             self._idle = False
-            if not self._closing:
-                # Every wake-up takes the GIL from the hub: let a few lines come together.
-                self._never.acquire(timeout=_GATHER_S)
+            self._gather()
+
+    def _gather(self) -> None:
+        """Let a few lines come together: every wake-up takes the GIL from the hub."""
+        if not self._closing and not self._reopening:
+            self._wake.acquire(timeout=_GATHER_S)
 
     def _has_work(self) -> bool:
         return bool(self._lines) or self._closing or self._reopening

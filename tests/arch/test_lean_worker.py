@@ -1,12 +1,14 @@
-"""A live worker has nothing loaded that it does not use: each MiB counts once for each CPU."""
+"""A live worker has nothing loaded that it does not use, and pushes nobody off the CPU."""
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.relay_process import RelayProcess
+from tests.relay_process import RelayProcess, wait_until
 
 UNUSED = {"rich", "pygments", "pkg_resources", "msal", "requests"}
 TLS_OFF = '\n[tls]\nsource = "off"\n'
@@ -34,3 +36,23 @@ def test_a_worker_whose_certificate_is_good_has_no_cryptography_either(tmp_path:
         modules = modules_of_a_worker(relay)
     assert "relayd.net.selfsigned" in modules
     assert modules & (UNUSED | {"cryptography"}) == set()
+
+
+def policies(relay: RelayProcess) -> set[int]:
+    """Return the scheduling policies of the workers' threads."""
+    tasks = [task for pid in relay.pids("worker") for task in Path(f"/proc/{pid}/task").iterdir()]
+    found = set()
+    for task in tasks:
+        with suppress(ProcessLookupError):  # a thread may end meanwhile
+            found.add(os.sched_getscheduler(int(task.name)))
+    return found
+
+
+def test_workers_are_batch_processes_and_so_are_their_threads(tmp_path: Path) -> None:
+    with RelayProcess(tmp_path / "relay", "", more=TLS_OFF) as relay:
+        wait_until(lambda: policies(relay) == {os.SCHED_BATCH}, told=lambda: str(policies(relay)))
+
+
+def test_the_units_say_the_same_where_they_forbid_the_call() -> None:
+    for unit in Path("systemd").glob("relayd*.service"):
+        assert "CPUSchedulingPolicy=batch" in unit.read_text().splitlines()
