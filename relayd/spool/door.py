@@ -352,7 +352,7 @@ class SqliteDoor:
             raise LeaseLost(*lost.args)
 
     def settle_soon(self, lease: Lease, settlement: Settlement, told: Told) -> None:
-        """Record what became of it, with the next flush that somebody waits for."""
+        """Record what became of it within 10 ms, with others if it can be."""
         self._flusher.post(_settle(lease, settlement), told)
 
     def content(self, message: QueueId) -> Contents:

@@ -1,9 +1,9 @@
 """Group commit: greenlets queue operations, one native thread does all that wait as one batch.
 
 While one flush runs the next batch collects. An operation that may wait (a settle: the mail
-is gone, its client has long had its 250) asks for no flush of its own, but goes with the next
-that somebody waits for, after 10 ms at the latest. A caller waits until its operation is
-durable, or until its deadline:
+is gone, its client has long had its 250) asks for no flush of its own: when a few have come
+together they go with the next that somebody waits for, after 10 ms at the latest alone. A
+caller waits until its operation is durable, or until its deadline:
 
     deadline passed while queued     the operation is taken out; it never happens
     deadline passed while it runs    the caller goes; `on_late` hears when it succeeded
@@ -45,8 +45,10 @@ FOREVER: Final = float("inf")
 _TOO_LATE: Final = SpoolUnavailable("not written in time")
 _END_S: Final = 5.0
 _PATIENCE_S: Final = 0.01
+_COMPANY: Final = 16
+"""So many that may wait go with a flush of others: their statements cost the same for one."""
 _MOST_PATIENT: Final = 32
-"""So many that may wait are a batch worth its flush."""
+"""So many are worth a flush of their own."""
 
 
 class _Ticket:
@@ -115,10 +117,11 @@ class Flusher:
         self._wants_idle = wants_idle
         self._idle_work = idle_work
         self._queue: deque[_Ticket] = deque()
+        self._patient: deque[_Ticket] = deque()  # those that may wait
+        self._is_overdue = False  # they have waited long enough
         self._jobs: deque[_Job | None] = deque()
         self._given: _Work = None
         self._is_busy = False  # a batch will be given, or is in the thread
-        self._is_urgent = False  # somebody in the queue is in a hurry
         self._patience = get_hub().loop.timer(_PATIENCE_S, _PATIENCE_S)
         self._done: deque[_Done] = deque()
         self._bugs: deque[str] = deque()  # of the work between batches
@@ -225,8 +228,9 @@ class Flusher:
 
     def _taken_out(self, ticket: _Ticket) -> None:
         """Take it out of the queue, unless the thread has it already."""
+        queue = self._patient if ticket.operation.may_wait else self._queue
         try:
-            self._queue.remove(ticket)
+            queue.remove(ticket)
         except ValueError:
             return
         self._one_less(1)
@@ -290,33 +294,48 @@ class Flusher:
 
     def _put(self, ticket: _Ticket) -> None:
         self._pending += 1
-        self._queue.append(ticket)
-        if not ticket.operation.may_wait or len(self._queue) >= _MOST_PATIENT:
+        if not ticket.operation.may_wait:
+            self._queue.append(ticket)
             self._hurry()
-        elif not self._is_busy and len(self._queue) == 1:
-            self._patience.again(self._hurry)
+            return
+        self._patient.append(ticket)
+        if len(self._patient) == 1:
+            self._patience.again(self._lose_patience)
+        elif len(self._patient) >= _MOST_PATIENT:
+            self._hurry()
+
+    def _lose_patience(self) -> None:
+        self._patience.stop()
+        if self._patient:
+            self._is_overdue = True
+            self._hurry()
 
     def _hurry(self) -> None:
         """Have the thread given what waits, once those greenlets have run that can."""
-        self._is_urgent = True
         if not self._is_busy:
             self._is_busy = True
             self._loop.run_callback(self._give)
 
     def _give(self) -> None:
-        self._patience.stop()
         if self._jobs:
             self._given = self._jobs.popleft()
-        elif self._queue and self._is_urgent:
-            count = min(len(self._queue), _LARGEST_BATCH)
-            self._given = [self._queue.popleft() for _ in range(count)]
-            self._is_urgent = bool(self._queue)
-        else:  # all were taken out again, or may wait
-            self._is_busy = self._is_urgent = False
-            if self._queue:
-                self._patience.again(self._hurry)
-            return
+        else:
+            self._given = batch = self._batch()
+            if not batch:  # all were taken out again, or may wait
+                self._is_busy = False
+                return
         os.eventfd_write(self._bell, 1)
+
+    def _batch(self) -> list[_Ticket]:
+        """Take out what is to be written next."""
+        batch = _taken(self._queue, _LARGEST_BATCH)
+        enough = _COMPANY if batch else _MOST_PATIENT
+        if self._is_overdue or self._closed or len(self._patient) >= enough:
+            batch += _taken(self._patient, _LARGEST_BATCH - len(batch))
+            if not self._patient:
+                self._patience.stop()
+                self._is_overdue = False
+        return batch
 
     def _collect(self) -> None:
         while self._done:
@@ -336,7 +355,6 @@ class Flusher:
     def _answer_all(self, batch: list[_Ticket], applied: Applied) -> None:
         if self._bugs:
             applied.bugs.append(self._bugs.popleft())
-        self._is_urgent = self._is_somebody_waiting()  # who was in a hurry may have gone along
         try:
             self._on_applied(applied)
         finally:
@@ -348,11 +366,6 @@ class Flusher:
                 self._tell_late(batch, applied.outcomes)
             finally:
                 self._one_less(len(batch))
-
-    def _is_somebody_waiting(self) -> bool:
-        if self._closed or len(self._queue) >= _MOST_PATIENT:
-            return True
-        return any(not one.operation.may_wait for one in self._queue)
 
     def _tell_late(self, batch: list[_Ticket], outcomes: Sequence[object]) -> None:
         """Tell of what was done for nobody; every caller has its answer by now."""
@@ -385,3 +398,7 @@ class Flusher:
         self._alarm_at = FOREVER
         if self._dated:
             self._set_alarm(min(one.deadline for one in self._dated))
+
+
+def _taken(queue: deque[_Ticket], most: int) -> list[_Ticket]:
+    return [queue.popleft() for _ in range(min(len(queue), most))]

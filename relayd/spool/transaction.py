@@ -37,7 +37,7 @@ class Operation(Generic[T_co]):
     """One thing to do to the spool.
 
     writes:   False: may run outside a write transaction.
-    may_wait: nobody is kept waiting by it; it goes along with the next that may not.
+    may_wait: nobody is kept waiting by it; a few go along with the next that may not.
     """
 
     __slots__ = ()

@@ -116,15 +116,11 @@ def test_what_comes_while_the_turn_is_waited_for_goes_along(flusher: Flusher, di
     disk.may_go.clear()
     greenlets = [gevent.spawn(flusher.ask, Say("first"))]
     wait_until_it_runs(disk)
-    greenlets.append(gevent.spawn(flusher.ask, Say("late")))
-    settled: list[object] = []
+    greenlets += [gevent.spawn(flusher.ask, Say(word)) for word in ("late", "too")]
     gevent.idle()
-    flusher.post(Settled("too"), settled.append)
     disk.may_go.set()
     gevent.joinall(greenlets, timeout=LONG_S)
-    gevent.idle()
-    assert [one.value for one in greenlets] == ["first!", "late!"]
-    assert settled == ["too!"]
+    assert [one.value for one in greenlets] == ["first!", "late!", "too!"]
     assert disk.batches == [["first", "late", "too"]]
 
 
@@ -156,29 +152,6 @@ def test_a_batch_takes_no_more_latecomers_than_a_batch_may_have(
     disk.may_go.set()
     gevent.joinall(many, timeout=LONG_S, raise_error=True)
     assert [len(one) for one in disk.batches] == [256, 45]
-
-
-def test_the_hurry_of_who_went_along_is_over(
-    flusher: Flusher, disk: Disk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("relayd.spool.flusher._PATIENCE_S", 3600.0)
-    disk.takes_latecomers = True
-    disk.may_go.clear()
-    hurried = [gevent.spawn(flusher.ask, Say("first"))]
-    wait_until_it_runs(disk)
-    hurried.append(gevent.spawn(flusher.ask, Say("late")))
-    gevent.idle()
-
-    def then_settle(_: object) -> None:
-        flusher.post(Settled("patient"))
-
-    hurried[0].link(then_settle)
-    disk.may_go.set()
-    gevent.joinall(hurried, timeout=LONG_S, raise_error=True)
-    for _ in range(20):
-        gevent.idle()
-    assert flusher.ask(Say("next")) == "next!"
-    assert disk.batches == [["first", "late"], ["patient", "next"]]
 
 
 def test_a_failure_is_raised_to_everybody_and_is_not_one_shared_exception(
@@ -351,13 +324,58 @@ def test_closing_finishes_what_is_queued_and_refuses_more(flusher: Flusher, disk
     assert (first.get(), second.get()) == ("first!", "second!")
 
 
-def test_what_may_wait_goes_with_the_next_that_may_not(flusher: Flusher, disk: Disk) -> None:
-    patient = gevent.spawn(flusher.ask, Settled("patient"))
+@pytest.fixture
+def endless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may wait never loses patience."""
+    monkeypatch.setattr("relayd.spool.flusher._PATIENCE_S", 3600.0)
+
+
+def test_some_that_may_wait_go_with_the_next_that_may_not(
+    endless: None, flusher: Flusher, disk: Disk
+) -> None:
+    patient = [gevent.spawn(flusher.ask, Settled("patient")) for _ in range(16)]
     gevent.idle()
     assert disk.batches == []
     assert flusher.ask(Say("x")) == "x!"
-    assert patient.get(timeout=LONG_S)
-    assert len(disk.batches) == 1
+    gevent.joinall(patient, timeout=LONG_S, raise_error=True)
+    assert disk.batches == [["x"] + ["patient"] * 16]
+
+
+def test_a_few_that_may_wait_wait_until_they_are_some(
+    endless: None, flusher: Flusher, disk: Disk
+) -> None:
+    for _ in range(15):
+        flusher.post(Settled("patient"))
+    assert flusher.ask(Say("x")) == "x!"
+    flusher.post(Settled("patient"))
+    assert flusher.ask(Say("y")) == "y!"
+    assert disk.batches == [["x"], ["y"] + ["patient"] * 16]
+
+
+def test_who_lost_patience_goes_along_with_all_that_wait(flusher: Flusher, disk: Disk) -> None:
+    disk.may_go.clear()
+    first = gevent.spawn(flusher.ask, Say("first"))
+    wait_until_it_runs(disk)
+    patient = [gevent.spawn(flusher.ask, Settled("patient")) for _ in range(2)]
+    with gevent.Timeout(LONG_S):
+        while not flusher._is_overdue:
+            gevent.idle()
+    second = gevent.spawn(flusher.ask, Say("second"))
+    gevent.idle()
+    disk.may_go.set()
+    gevent.joinall([first, second, *patient], timeout=LONG_S, raise_error=True)  # type: ignore[type-var]  # of two kinds
+    assert disk.batches == [["first"], ["second", "patient", "patient"]]
+    assert not flusher._is_overdue
+
+
+def test_who_may_wait_and_is_killed_is_forgotten(
+    endless: None, flusher: Flusher, disk: Disk
+) -> None:
+    patient = gevent.spawn(flusher.ask, Settled("patient"))
+    gevent.idle()
+    patient.kill()
+    flusher.close()
+    assert disk.batches == []
 
 
 def test_what_may_wait_waits_for_nobody_for_ever(flusher: Flusher, disk: Disk) -> None:
@@ -367,8 +385,7 @@ def test_what_may_wait_waits_for_nobody_for_ever(flusher: Flusher, disk: Disk) -
     assert len(disk.batches) == 3
 
 
-def test_many_that_may_wait_wait_no_longer(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relayd.spool.flusher._PATIENCE_S", 3600.0)
+def test_many_that_may_wait_wait_no_longer(endless: None, disk: Disk) -> None:
     flusher = Flusher(
         disk.apply,
         clock=SYSTEM,
