@@ -98,7 +98,8 @@ def _let_others_finish() -> None:
     unit's filter forbids the call; there CPUSchedulingPolicy= has done it already.
     """
     with suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:  # not what an operator chose
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _read_config(fd: int) -> Config:

@@ -328,7 +328,9 @@ class Flusher:
 
     def _batch(self) -> list[_Ticket]:
         """Take out what is to be written next."""
-        batch = _taken(self._queue, _LARGEST_BATCH)
+        # However many are in a hurry, half of a batch is for those that waited long enough.
+        batch = _taken(self._patient, _LARGEST_BATCH // 2) if self._is_overdue else []
+        batch += _taken(self._queue, _LARGEST_BATCH - len(batch))
         enough = _COMPANY if batch else _MOST_PATIENT
         if self._is_overdue or self._closed or len(self._patient) >= enough:
             batch += _taken(self._patient, _LARGEST_BATCH - len(batch))

@@ -8,6 +8,7 @@ import gevent
 import pytest
 from gevent import getcurrent
 from gevent.event import Event
+from greenlet import greenlet
 
 from relayd.deliver.crew import Crew
 
@@ -91,5 +92,38 @@ def test_a_job_that_fails_is_told_of_and_takes_its_greenlet_along(
     assert "ValueError: a bug" in capsys.readouterr().err
     done: list[int] = []
     crew.start(done.append, 1)
+    settle()
+    assert done == [1]
+
+
+def test_a_wake_up_meant_for_the_job_before_disturbs_nobody() -> None:
+    crew = Crew()
+    hub = gevent.get_hub()
+    who: list[greenlet] = []
+    crew.start(lambda: who.append(getcurrent()))
+    settle()
+    hub.loop.run_callback(who[0].switch)
+    settle()
+    assert len(crew._idle) == 1
+    crew.start(lambda: who.append(getcurrent()))
+    settle()
+    assert who[0] is who[1]
+
+
+@pytest.mark.parametrize("when", ["idle", "on its way"])
+def test_a_greenlet_killed_while_it_is_idle_loses_no_job(when: str) -> None:
+    crew = Crew()
+    who: list[greenlet] = []
+    crew.start(lambda: who.append(getcurrent()))
+    settle()
+    done: list[int] = []
+    if when == "idle":
+        gevent.get_hub().loop.run_callback(who[0].throw)
+        settle()
+        assert crew._idle == []
+        crew.start(done.append, 1)
+    else:
+        gevent.get_hub().loop.run_callback(who[0].throw)
+        crew.start(done.append, 1)
     settle()
     assert done == [1]

@@ -364,8 +364,31 @@ def test_who_lost_patience_goes_along_with_all_that_wait(flusher: Flusher, disk:
     gevent.idle()
     disk.may_go.set()
     gevent.joinall([first, second, *patient], timeout=LONG_S, raise_error=True)  # type: ignore[type-var]  # of two kinds
-    assert disk.batches == [["first"], ["second", "patient", "patient"]]
+    assert disk.batches == [["first"], ["patient", "patient", "second"]]
     assert not flusher._is_overdue
+
+
+def test_however_many_are_in_a_hurry_nobody_waits_for_ever(flusher: Flusher, disk: Disk) -> None:
+    """600 sessions, each with its next message as soon as the last is written."""
+    told: list[object] = []
+    is_over = False
+
+    def session() -> None:
+        while not is_over:
+            flusher.ask(Say("x"))
+
+    sessions = [gevent.spawn(session) for _ in range(600)]
+    gevent.idle()
+    for _ in range(20):
+        flusher.post(Settled("patient"), told.append)
+    try:
+        with gevent.Timeout(LONG_S):
+            while len(told) < 20:
+                Event().wait(0.001)
+    finally:
+        is_over = True
+    gevent.joinall(sessions, timeout=LONG_S, raise_error=True)
+    assert max(len(one) for one in disk.batches) == 256
 
 
 def test_who_may_wait_and_is_killed_is_forgotten(
