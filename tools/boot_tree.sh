@@ -25,12 +25,12 @@ in_tree() { chroot "$place/part" "$@"; }
 cp -L /etc/resolv.conf "$place/part/etc/resolv.conf"
 # apt must not throw the packages away.
 echo 'Binary::apt::APT::Keep-Downloaded-Packages "true";' > "$place/part/etc/apt/apt.conf.d/90keep"
-cp "$deb" "$place/part/root/relayd.deb"
+cp "$deb" "$place/part/opt/relayd.deb"
 in_tree apt-get update -q
-in_tree apt-get install -qy --download-only /root/relayd.deb
+in_tree apt-get install -qy --download-only /opt/relayd.deb
 # Somebody who holds port 25.
 in_tree apt-get install -qy --download-only --no-install-recommends exim4-daemon-light
-rm "$place/part/root/relayd.deb" "$place/part/etc/resolv.conf"
+rm "$place/part/opt/relayd.deb" "$place/part/etc/resolv.conf"
 echo guest > "$place/part/etc/hostname"
 echo 127.0.0.1 localhost guest > "$place/part/etc/hosts"
 echo ::1 localhost >> "$place/part/etc/hosts"

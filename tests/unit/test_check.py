@@ -217,15 +217,15 @@ def test_a_ca_file_the_relay_may_not_read_says_where_to_put_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(file: str, *how: Any, **more: Any) -> Any:
-        if file == "/root/ca.pem":
+        if file == "/srv/ca.pem":
             raise PermissionError(errno.EACCES, "Permission denied")
         return Path(file).open(*how, **more)
 
-    path = put(folder, '[http]\nca_file = "/root/ca.pem"')
+    path = put(folder, '[http]\nca_file = "/srv/ca.pem"')
     monkeypatch.setattr("relayd.check.open", refused, raising=False)
     (told,) = problems_of(path)
-    assert "/root/ca.pem cannot be read (Permission denied)" in told
-    assert "install -m 644 /root/ca.pem /etc/relayd/tls/" in told
+    assert "/srv/ca.pem cannot be read (Permission denied)" in told
+    assert "install -m 644 /srv/ca.pem /etc/relayd/tls/" in told
 
 
 @needs_root

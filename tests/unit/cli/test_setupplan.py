@@ -199,7 +199,7 @@ def test_networks_that_reach_this_host_are_not_named_twice(planned: Planned) -> 
     ("text", "changes", "words"),
     [
         ('[upstream.contoso]\nclient_secret = "x"\n', {}, "relayd.toml:2: client_secret is set"),
-        ('[upstream.contoso]\nclient_secret_file = "/root/s"\n', {}, "/root/s, which is yours"),
+        ('[upstream.contoso]\nclient_secret_file = "/srv/s"\n', {}, "/srv/s, which is yours"),
         (
             '[[listener]]\nname = "a"\naddress = []\n[[listener]]\nname = "b"\naddress = []\n',
             {},
