@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +38,12 @@ def _signals_stay_as_they_were() -> Iterator[None]:
     for number, handler in before.items():
         if signal.getsignal(number) is not handler:
             signal.signal(number, handler)
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that every user may read; pytest keeps its own shut, and shuts it at each start."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder

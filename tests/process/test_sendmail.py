@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,15 +158,6 @@ def test_a_mail_program_sends_with_it(name: str, host: Host, sandbox: SandboxPro
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert arrived(sandbox, f"from {name}").addresses == {"ops@contoso.com"}
-
-
-@pytest.fixture
-def shared() -> Iterator[Path]:
-    """Return a folder that every user may read."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        yield folder
 
 
 @pytest.mark.slow(1)

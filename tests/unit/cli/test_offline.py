@@ -8,8 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -68,15 +67,6 @@ class Stopped:
 @pytest.fixture
 def stopped(tmp_path: Path) -> Stopped:
     return Stopped(tmp_path)
-
-
-@pytest.fixture
-def folder_for_all() -> Iterator[Path]:
-    """A folder that others than root can reach; pytest keeps its own shut, at each start of it."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o711)
-        yield folder
 
 
 @pytest.fixture(autouse=True)
@@ -268,8 +258,8 @@ def test_a_file_of_roots_in_the_relays_folder_keeps_nobody_root(
 @needs_root
 @pytest.mark.slow(2)
 @pytest.mark.parametrize("crashed", [False, True])
-def test_what_root_reads_leaves_no_file_of_root(folder_for_all: Path, *, crashed: bool) -> None:
-    stopped = Stopped(folder_for_all)
+def test_what_root_reads_leaves_no_file_of_root(shared: Path, *, crashed: bool) -> None:
+    stopped = Stopped(shared)
     if crashed:
         (stopped.folder / "spool.db.turnstile.a").unlink()
         (stopped.folder / "spool.db.turnstile.b").unlink()

@@ -39,6 +39,12 @@ def failure(bench: Bench, operation: Operation[object]) -> type:
     return type(outcome)
 
 
+def fail_after(point: str) -> None:
+    """Leave a commit in doubt."""
+    if point == "after-commit":
+        raise OSError(5, "Input/output error")
+
+
 def test_commits_are_flushed_and_sqlite_never_checkpoints_by_itself(bench: Bench) -> None:
     assert pragma(bench, "journal_mode") == "wal"
     assert pragma(bench, "synchronous") == 2
@@ -78,11 +84,6 @@ def test_latecomers_go_with_the_batch_once_it_is_its_turn(bench: Bench) -> None:
 
 def test_latecomers_of_a_batch_in_doubt_are_taken_back_too(bench: Bench) -> None:
     late = bench.accept()
-
-    def fail_after(point: str) -> None:
-        if point == "after-commit":
-            raise OSError(5, "Input/output error")
-
     bench.core._crash_at = fail_after
     outcomes = bench.core.apply([bench.accept()], lambda: [late]).outcomes
     assert [type(one) for one in outcomes] == [SpoolUnavailable] * 2
@@ -122,11 +123,6 @@ def test_a_full_database_is_said_to_be_full_and_works_again_after(bench: Bench) 
 
 def test_a_message_whose_commit_is_in_doubt_is_taken_back(bench: Bench) -> None:
     accept = bench.accept()
-
-    def fail_after(point: str) -> None:
-        if point == "after-commit":
-            raise OSError(5, "Input/output error")
-
     bench.core._crash_at = fail_after
     assert failure(bench, accept) is SpoolUnavailable
     bench.core._crash_at = lambda _: None
