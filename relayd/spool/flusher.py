@@ -306,9 +306,8 @@ class Flusher:
 
     def _lose_patience(self) -> None:
         self._patience.stop()
-        if self._patient:
-            self._is_overdue = True
-            self._hurry()
+        self._is_overdue = True
+        self._hurry()
 
     def _hurry(self) -> None:
         """Have the thread given what waits, once those greenlets have run that can."""
@@ -335,7 +334,6 @@ class Flusher:
         if self._is_overdue or self._closed or len(self._patient) >= enough:
             batch += _taken(self._patient, _LARGEST_BATCH - len(batch))
             if not self._patient:
-                self._patience.stop()
                 self._is_overdue = False
         return batch
 

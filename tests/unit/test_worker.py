@@ -160,3 +160,20 @@ def test_a_spool_that_takes_long_to_open_is_told_of_while_the_worker_beats(tmp_p
     assert code == 0
     events = [one["event"] for one in told]
     assert "opening" in events[: events.index("ready")]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("SCHED_OTHER", "SCHED_BATCH"), ("SCHED_IDLE", "SCHED_IDLE")]
+)
+def test_a_policy_that_somebody_chose_stays(before: str, after: str) -> None:
+    script = f"""
+import os
+from relayd.worker import _let_others_finish
+os.sched_setscheduler(0, os.{before}, os.sched_param(0))
+_let_others_finish()
+print(os.sched_getscheduler(0))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert int(done.stdout) == getattr(os, after)

@@ -257,3 +257,19 @@ def test_what_is_given_back_was_not_tried_and_says_why(scene: Scene) -> None:
     assert texts == ["the worker stops", "its turn did not come"]
     assert [row.lease.attempt for row in scene.door.rows.values()] == [0, 0]
     assert (lane.unsent, lane.in_flight) == (0, 0)
+
+
+def test_one_message_after_the_other_is_carried_by_the_same_greenlet(scene: Scene) -> None:
+    who: list[object] = []
+
+    def remembered(lease: Lease) -> Result:
+        who.append(gevent.getcurrent())
+        return taken(lease)
+
+    scene.transport.default = remembered
+    scene.start()
+    for _ in range(3):
+        scene.door.accept()
+        scene.settle()
+    assert len(who) == 3
+    assert len(set(map(id, who))) == 1

@@ -195,6 +195,57 @@ def test_the_writer_sleeps_until_roused(tmp_path: Path, by_hand: None) -> None:
     assert (tmp_path / "a.log").read_text() == "late\n"
 
 
+class Sleep:
+    """Stands where the writer waits, and puts a line each time it does."""
+
+    def __init__(self, journal: Journal, path: Path, lines: int) -> None:
+        self.journal = journal
+        self.path = path
+        self.lines = lines
+        self.waits: list[float | None] = []
+        self.roused = 0
+        self.seen: list[str] = []
+        journal._wake = self  # type: ignore[assignment]  # what the writer uses of a lock
+
+    def acquire(self, *, timeout: float | None = None) -> None:
+        self.waits.append(timeout)
+        self.seen.append(self.path.read_text())
+        if self.lines:
+            self.lines -= 1
+            self.journal.put("more")
+        elif timeout is None or len(self.waits) > 50:
+            self.journal._closing = True
+
+    def release(self) -> None:
+        self.roused += 1
+
+
+def test_lines_that_come_while_the_writer_looks_again_rouse_nobody(
+    tmp_path: Path, by_hand: None
+) -> None:
+    path = tmp_path / "a.log"
+    journal = Journal(str(path))
+    journal.put("first")
+    sleep = Sleep(journal, path, lines=2)
+    journal._write_lines()
+    assert path.read_text() == "first\nmore\nmore\n"
+    assert sleep.waits == [0.02] * 7 + [None], "five looks after the last line, then it sleeps"
+    assert sleep.roused == 0
+
+
+def test_a_writer_that_was_roused_lets_a_few_lines_come_together(
+    tmp_path: Path, by_hand: None
+) -> None:
+    path = tmp_path / "a.log"
+    journal = Journal(str(path))
+    sleep = Sleep(journal, path, lines=2)
+    journal._write_lines()
+    assert sleep.waits[:2] == [None, 0.02]
+    assert sleep.seen[1] == ""
+    assert sleep.seen[2] == "more\nmore\n"
+    assert sleep.roused == 1
+
+
 def test_the_writer_waits_for_room_and_gives_up_on_errors(reader: Reader, by_hand: None) -> None:
     reader.fill()
     os.set_blocking(reader.given, False)

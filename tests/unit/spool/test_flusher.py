@@ -368,6 +368,53 @@ def test_who_lost_patience_goes_along_with_all_that_wait(flusher: Flusher, disk:
     assert not flusher._is_overdue
 
 
+def test_a_few_are_no_reason_for_a_flush(endless: None, flusher: Flusher, disk: Disk) -> None:
+    disk.may_go.clear()
+    first = gevent.spawn(flusher.ask, Say("first"))
+    wait_until_it_runs(disk)
+    for _ in range(20):
+        flusher.post(Settled("patient"))
+    disk.may_go.set()
+    first.get(timeout=LONG_S)
+    for _ in range(5):
+        gevent.idle()
+    assert flusher.ask(Say("x")) == "x!"
+    assert disk.batches == [["first"], ["x"] + ["patient"] * 20]
+
+
+def test_closing_waits_for_no_company(endless: None, flusher: Flusher, disk: Disk) -> None:
+    flusher.post(Settled("patient"))
+    with gevent.Timeout(LONG_S):
+        flusher.close()
+    assert disk.batches == [["patient"]]
+
+
+def test_half_of_a_batch_is_for_those_in_a_hurry(flusher: Flusher, disk: Disk) -> None:
+    disk.may_go.clear()
+    first = gevent.spawn(flusher.ask, Say("first"))
+    wait_until_it_runs(disk)
+    for _ in range(300):
+        flusher.post(Settled("patient"))
+    with gevent.Timeout(LONG_S):
+        while not flusher._is_overdue:
+            gevent.idle()
+    hurried = [gevent.spawn(flusher.ask, Say("x")) for _ in range(300)]
+    gevent.idle()
+    disk.may_go.set()
+    gevent.joinall([first, *hurried], timeout=LONG_S, raise_error=True)
+    assert disk.batches[1] == ["patient"] * 128 + ["x"] * 128
+
+
+def test_patience_that_ends_for_nobody_is_forgotten(flusher: Flusher, disk: Disk) -> None:
+    patient = gevent.spawn(flusher.ask, Settled("patient"))
+    gevent.idle()
+    patient.kill()
+    with gevent.Timeout(LONG_S):
+        while flusher._patience.active or flusher._is_overdue:  # type: ignore[attr-defined]  # the stubs miss it
+            gevent.idle()
+    assert disk.batches == []
+
+
 def test_however_many_are_in_a_hurry_nobody_waits_for_ever(flusher: Flusher, disk: Disk) -> None:
     """600 sessions, each with its next message as soon as the last is written."""
     told: list[object] = []

@@ -77,7 +77,9 @@ def test_latecomers_go_with_the_batch_once_it_is_its_turn(bench: Bench) -> None:
             fcntl.flock(room, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return [late]
 
-    assert bench.core.apply([first], latecomers).outcomes == [None, None]
+    given = [first]
+    assert bench.core.apply(given, latecomers).outcomes == [None, None]
+    assert given == [first], "the caller's own"
     assert commits == ["before-commit", "after-commit"]
     assert bench.rows("SELECT count(*) FROM message") == [(2,)]
 
