@@ -5,6 +5,7 @@
     gate       what stands in the way                   carriers   greenlets that send
     standing   what outcomes say of upstream, mailbox   pumps      slots, permits, leases
     telling    lines of the log, counters               decide     outcome -> settlement
+                                                        crew       greenlets used again
 
 A message accepted here is born leased where a slot is at hand (`take`) and goes straight to a
 carrier; all else waits in the spool for a pump. The loop wakes at the next due moment, never in
