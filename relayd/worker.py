@@ -176,6 +176,7 @@ class Worker:
         self._courier.reclaim()
         for listener in self._listeners:
             listener.start()
+        self._context.pulse.accept(does=True)
         greenlets = [
             self._beating,
             gevent.spawn(self._tell),
@@ -215,8 +216,7 @@ class Worker:
         """Stop accepting; finish sessions, then sends; close the spool."""
         deadline = SYSTEM.monotonic() + self._config.server.graceful_timeout
         self._cut_at = min(self._cut_at, deadline)
-        for listener in self._listeners:
-            listener.close()
+        self._accept_no_more()
         self._sessions.drain()
         finishing = gevent.spawn(self._finish, self._cut_at)
         finishing.link(lambda _: self._sooner.set())
@@ -233,6 +233,11 @@ class Worker:
         self._door.close()
         self._verifier.close()
         self._cache.close()
+
+    def _accept_no_more(self) -> None:
+        self._context.pulse.accept(does=False)
+        for listener in self._listeners:
+            listener.close()
 
     def _finish(self, deadline: float) -> None:
         """Wait until nothing is under way."""
@@ -336,8 +341,7 @@ class Worker:
                 break
             self._obey(packet)
         log.warning("process.orphaned", pid=os.getpid())
-        for listener in self._listeners:
-            listener.close()
+        self._accept_no_more()
         self._leave_within(_ORPHAN_S)
 
     def _obey(self, packet: Packet) -> None:

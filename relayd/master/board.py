@@ -1,6 +1,7 @@
 """The shared board: a row of figures for each child, in memory that all of them map.
 
-    magic and version | heartbeat of each row | connections of each row | per device, each row
+    magic and version | of each row: heartbeat, whether it accepts, connections
+                      | of each device: connections in each row
 
 A child writes its own row and reads all; the master clears a dead child's. No lock: two
 workers may pass a limit at the same moment and overshoot by a few, and nobody ever waits.
@@ -26,12 +27,12 @@ ROWS: Final = 128
 BUCKETS: Final = 1024
 UNKNOWN: Final = ""
 
-_MAGIC: Final = 0x72656C6179640001  # "relayd", layout 1
+_MAGIC: Final = 0x72656C6179640002  # "relayd", layout 2
 _UNKNOWN_BUCKET: Final = BUCKETS  # one more than names hash to
 _HEAD_BYTES: Final = 64
 _BEATS_BYTES: Final = ROWS * 8
 _COUNTS_BYTES: Final = ROWS * 4
-SIZE_BYTES: Final = _HEAD_BYTES + _BEATS_BYTES + _COUNTS_BYTES * (1 + BUCKETS + 1)
+SIZE_BYTES: Final = _HEAD_BYTES + _BEATS_BYTES + ROWS + _COUNTS_BYTES * (1 + BUCKETS + 1)
 
 
 class Board:
@@ -47,9 +48,12 @@ class Board:
         view = memoryview(self._map)
         self._head = view[:8].cast("Q")
         beats_end = _HEAD_BYTES + _BEATS_BYTES
+        accepts_end = beats_end + ROWS
+        counts_end = accepts_end + _COUNTS_BYTES
         self._beats = view[_HEAD_BYTES:beats_end].cast("Q")
-        self._connections = view[beats_end : beats_end + _COUNTS_BYTES].cast("I")
-        self._devices = view[beats_end + _COUNTS_BYTES : SIZE_BYTES].cast("I")
+        self._accepts = view[beats_end:accepts_end]
+        self._connections = view[accepts_end:counts_end].cast("I")
+        self._devices = view[counts_end:SIZE_BYTES].cast("I")
         if fd is None:
             self._head[0] = _MAGIC
 
@@ -64,6 +68,7 @@ class Board:
     def clear(self, row: int) -> None:
         """Forget what a dead child counted; its row may be given away again."""
         self._beats[row] = 0
+        self._accepts[row] = False
         self._connections[row] = 0
         for bucket in range(BUCKETS + 1):
             self._devices[bucket * ROWS + row] = 0
@@ -83,6 +88,21 @@ class Board:
     def beat(self, row: int) -> None:
         """Write the time into a row."""
         self._beats[row] = int(self._clock.monotonic() * 1e9)
+
+    def accept(self, row: int, *, does: bool) -> None:
+        """Write down whether a row's owner accepts connections."""
+        self._accepts[row] = does
+
+    def fewest(self, row: int) -> int | None:
+        """Return the fewest connections of another row that accepts; None: no other does."""
+        accepts = bytes(self._accepts)
+        fewest = None
+        at = accepts.find(True)
+        while at >= 0:
+            if at != row and (fewest is None or self._connections[at] < fewest):
+                fewest = self._connections[at]
+            at = accepts.find(True, at + 1)
+        return fewest
 
     def add(self, row: int, bucket: int, amount: int) -> None:
         """Add to a row's count of all connections and of one bucket; never below zero."""
@@ -118,6 +138,18 @@ class Row:
     def beat(self) -> None:
         """Tell the master that the hub is alive; call it from the hub every second."""
         self._board.beat(self._number)
+
+    def accept(self, *, does: bool) -> None:
+        """Tell the other rows whether this one accepts connections; at first it does not."""
+        self._board.accept(self._number, does=does)
+
+    def is_ahead(self) -> bool:
+        """Tell whether another that accepts has far fewer connections, and should have the next.
+
+        Far: less than two thirds, where it is more than one.
+        """
+        fewest = self._board.fewest(self._number)
+        return fewest is not None and self._board.connections(self._number) > fewest * 1.5 + 1
 
     def enter(self, device: str) -> bool:
         """Count one connection in for `device`; False when a limit is reached, none counted."""

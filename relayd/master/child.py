@@ -44,6 +44,14 @@ class Pulse(Protocol):
         """Tell the master that the hub is alive; call it from the hub every second."""
         ...
 
+    def accept(self, *, does: bool) -> None:
+        """Tell the other rows whether this one accepts connections; at first it does not."""
+        ...
+
+    def is_ahead(self) -> bool:
+        """Tell whether another that accepts has far fewer connections, and should have the next."""
+        ...
+
     def enter(self, device: str) -> bool:
         """Count one connection in for `device`; False when a limit is reached, none counted."""
         ...

@@ -2,7 +2,8 @@
 
 Rule 1: nothing is asked of another process, and no name is looked up, before the banner.
 Rule 2: every way out closes the socket; an unknown error is logged and never reaches the peer.
-Rule 3: one connection is accepted at a time, so that a burst spreads over the workers.
+Rule 3: one connection is accepted at a time, and left to a worker that has far fewer for a
+        millisecond, so that those that stay spread over the workers.
 Rule 4: `close` stops accepting; `drain` also asks sessions to leave after their message.
 
 Source: RFC 5321 §3.1 (opening), §3.8 (closing), RFC 8314 §3.3 (implicit TLS).
@@ -13,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 import ssl
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -25,6 +27,7 @@ from gevent.server import StreamServer
 from relayd.clock import SYSTEM
 from relayd.config.model import Limits, Submitter
 from relayd.config.model import Listener as ListenerSettings
+from relayd.master.child import Pulse
 from relayd.observe import metrics
 from relayd.serve.callers import Callers, Refused
 from relayd.serve.desk import Desk, House
@@ -38,6 +41,7 @@ log = structlog.get_logger()
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 _MAPPED: Final = "::ffff:"
 _TELL_AGAIN_S: Final = 60.0
+_LEFT_TO_OTHERS_S: Final = 0.001
 _REMEDIES: Final = {
     End.TLS_FAILED: "Have the device do TLS 1.2 and not verify our certificate, or trust ca.crt of"
     ' state_dir/tls. Or hide it from the device: hide = ["STARTTLS"] in its [[device]].',
@@ -100,14 +104,25 @@ class _Resting(gevent.GreenletExit):
 class _Server(StreamServer):
     """Accepts; a system that has run out of something is told in words, once a minute.
 
-    Who connects meanwhile waits in the backlog.
+    Who connects meanwhile waits in the backlog. A connection that another worker should have
+    is taken all the same when that one has not come for it.
     """
 
-    name = ""
-    _told_at = -math.inf
+    def __init__(
+        self, sock: socket.socket, serve: Callable[..., None], name: str, pulse: Pulse
+    ) -> None:
+        super().__init__(sock, serve)
+        self._name = name
+        self._pulse = pulse
+        self._told_at = -math.inf
+        self._pause: Any = None  # a timer: a connection is being left to others
+        self._asks = True  # whether another should have the next; False: it was left to them
 
     def do_read(self) -> tuple[socket.socket, Any]:
         """See gevent."""
+        if self._asks and self._pulse.is_ahead():
+            self._leave_to_others()
+            return ()  # type: ignore[return-value]  # to gevent: there was none after all
         try:
             return super().do_read()
         except OSError as error:
@@ -116,13 +131,32 @@ class _Server(StreamServer):
             self._tell(error)
             raise _Resting from error
 
+    def _leave_to_others(self) -> None:
+        self.stop_accepting()
+        self._pause = self.loop.timer(_LEFT_TO_OTHERS_S)
+        self._pause.start(self._take_what_is_left)
+
+    def _take_what_is_left(self) -> None:
+        self.start_accepting()
+        self._asks = False
+        self._do_read()  # type: ignore[attr-defined]  # what gevent's watcher calls
+        self._asks = True
+
+    def stop_accepting(self) -> None:
+        """See gevent."""
+        super().stop_accepting()
+        if self._pause is not None:
+            self._pause.stop()
+            self._pause.close()
+            self._pause = None
+
     def _tell(self, error: OSError) -> None:
         now = SYSTEM.monotonic()
         if now - self._told_at < _TELL_AGAIN_S:
             return
         self._told_at = now
         log.error(
-            "listener.exhausted", listener=self.name, reason=error.strerror,
+            "listener.exhausted", listener=self._name, reason=error.strerror,
             do="Raise LimitNOFILE of the unit or ulimit -n, or lower max_connections in [limits].",
         )  # fmt: skip
 
@@ -138,8 +172,7 @@ class Listener:
         self._sessions = sessions
         self._manners = manners(settings, house.config.limits)
         tune(sock)
-        self._server = _Server(sock, self._serve)
-        self._server.name = settings.name
+        self._server = _Server(sock, self._serve, settings.name, house.pulse)
         # One accept for each turn of the loop: what comes next may be another worker's.
         self._server.max_accept = 1
         self._server.min_delay = 0.01

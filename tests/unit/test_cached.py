@@ -27,6 +27,12 @@ class Pulse:
     def beat(self) -> None:
         self.beats += 1
 
+    def accept(self, *, does: bool) -> None:
+        raise NotImplementedError
+
+    def is_ahead(self) -> bool:
+        raise NotImplementedError
+
     def enter(self, device: str) -> bool:
         raise NotImplementedError
 

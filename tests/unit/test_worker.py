@@ -26,6 +26,8 @@ from relayd.master.child import ChildContext
 
 class Pulse:
     def beat(self): pass
+    def accept(self, *, does): pass
+    def is_ahead(self): return False
     def enter(self, device): return True
     def leave(self, device): pass
     def move(self, old, new): return True
@@ -79,6 +81,27 @@ def test_a_spool_that_cannot_be_used_is_told_to_the_master_and_ends_with_78() ->
     assert code == 78
     assert [one["event"] for one in told] == ["failed"]
     assert "[spool] url" in str(told[0]["text"])
+
+
+@pytest.mark.slow(2)
+def test_it_tells_the_others_when_it_accepts_and_when_no_more(tmp_path: Path) -> None:
+    config = Config(
+        server=Server(runtime_dir=str(tmp_path)), spool=Spool(url=f"sqlite://{tmp_path}/spool.db")
+    )
+    tells = SCRIPT.replace(
+        "accept(self, *, does): pass",
+        """accept(self, *, does): os.write(channel_fd, b'{"event": "accepts %d"}' % does)""",
+    )
+
+    code, told = run_worker(config, orders=[{"do": "drain"}], script=tells)
+
+    assert code == 0
+    events = [one["event"] for one in told]
+    assert [one for one in events if one in {"accepts 1", "ready", "accepts 0"}] == [
+        "accepts 1",
+        "ready",
+        "accepts 0",
+    ]
 
 
 def _no_room() -> None:

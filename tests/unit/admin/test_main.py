@@ -35,6 +35,12 @@ class Pulse:
     def beat(self) -> None:
         self.beats += 1
 
+    def accept(self, *, does: bool) -> None:
+        raise NotImplementedError
+
+    def is_ahead(self) -> bool:
+        raise NotImplementedError
+
     def enter(self, device: str) -> bool:
         raise NotImplementedError
 
@@ -157,6 +163,8 @@ from relayd.master.child import ChildContext
 
 class Pulse:
     def beat(self): pass
+    def accept(self, *, does): pass
+    def is_ahead(self): return False
     def enter(self, device): return True
     def leave(self, device): pass
     def move(self, old, new): return True

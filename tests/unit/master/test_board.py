@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -76,6 +77,45 @@ def test_it_is_full_when_all_are_in_and_not_when_one_device_is() -> None:
     assert other.enter("camera")
     assert row.is_full()
     assert not board.row(2, max_connections=0, max_per_device=0).is_full()
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "ahead"),
+    [
+        (0, [0], False),
+        (1, [0], False),
+        (2, [0], True),
+        (4, [2], False),
+        (5, [2], True),
+        (31, [20], False),
+        (32, [20], True),
+        (32, [40, 20, 30], True),
+        (32, [], False),
+    ],
+)
+def test_who_has_far_more_than_another_that_accepts_is_ahead(
+    mine: int, others: list[int], *, ahead: bool
+) -> None:
+    board = Board()
+    counts = {3: mine, 4: 0} | dict(enumerate(others, start=rooms.ROWS - len(others)))
+    for number, count in counts.items():
+        one = row(board, number, most=0, each=0)
+        if number != 4:  # it does not accept: a daemon, or on its way out
+            one.accept(does=True)
+        assert all(one.enter("ups") for _ in range(count))
+    assert row(board, 3).is_ahead() is ahead
+
+
+@pytest.mark.parametrize("goes", [lambda board: row(board, 1).accept(does=False),
+                                  lambda board: board.clear(1)])  # fmt: skip
+def test_who_accepts_no_more_or_is_dead_gets_nothing(goes: Callable[[Board], None]) -> None:
+    board = Board()
+    mine, other = row(board, 0), row(board, 1)
+    other.accept(does=True)
+    assert all(mine.enter("ups") for _ in range(9))
+    assert mine.is_ahead()
+    goes(board)
+    assert not mine.is_ahead()
 
 
 def test_zero_is_no_limit() -> None:

@@ -59,6 +59,12 @@ class NoPulse:
     def beat(self) -> None:
         raise AssertionError
 
+    def accept(self, *, does: bool) -> None:
+        raise AssertionError
+
+    def is_ahead(self) -> bool:
+        return False
+
     def enter(self, device: str) -> bool:
         return True
 

@@ -14,6 +14,7 @@ import gevent
 import pytest
 from gevent import socket
 from gevent import ssl as gevent_ssl
+from gevent.event import Event
 from structlog.testing import capture_logs
 
 from relayd.access.plan import Planner
@@ -37,10 +38,17 @@ class Board:
     def __init__(self) -> None:
         self.takes_more = True
         self.is_full_of_all = False
+        self.has_far_more = False
         self.inside: list[str] = []
 
     def beat(self) -> None:
         raise AssertionError
+
+    def accept(self, *, does: bool) -> None:
+        raise AssertionError
+
+    def is_ahead(self) -> bool:
+        return self.has_far_more
 
     def enter(self, device: str) -> bool:
         if self.takes_more:
@@ -60,7 +68,9 @@ class Board:
 class Shop:
     """A listener on a free port and a way to call it."""
 
-    def __init__(self, settings: ListenerSettings, config: Config) -> None:
+    def __init__(
+        self, settings: ListenerSettings, config: Config, sock: socket.socket | None = None
+    ) -> None:
         self.board = Board()
         self.sessions = Sessions("t-")
         self.door = MemoryDoor()
@@ -72,10 +82,11 @@ class Shop:
             pulse=self.board,
             context=lambda _: None,
         )
-        sock = socket.socket()
-        sock.bind(("127.0.0.1", 0))
-        sock.listen(5)
-        sock.setblocking(False)
+        if sock is None:
+            sock = socket.socket()
+            sock.bind(("127.0.0.1", 0))
+            sock.listen(5)
+            sock.setblocking(False)
         self.port: int = sock.getsockname()[1]
         self.sock = sock
         self.listener = Listener(sock, settings, self.house, self.sessions)
@@ -125,11 +136,56 @@ def test_accepted_connections_send_at_once_and_notice_a_peer_without_power() -> 
     shop.sock.close()
 
 
+def test_a_connection_is_left_to_a_worker_that_has_far_fewer() -> None:
+    with open_shop() as shop:
+        other = Shop(LAN, HOUSE_CONFIG, shop.sock.dup())
+        other.listener.start()
+        shop.board.has_far_more = True
+        clients = [shop.call() for _ in range(4)]
+        for client in clients:
+            assert client.recv(100) == replies.banner("relay.test").octets
+        assert (len(shop.board.inside), len(other.board.inside)) == (0, 4)
+        for client in clients:
+            client.close()
+        other.listener.close()
+        assert other.sessions.wait_none_left(5)
+
+
+def test_what_nobody_else_comes_for_is_taken() -> None:
+    with open_shop() as shop:
+        shop.board.has_far_more = True
+        for _ in range(3):
+            with shop.call() as client:
+                assert client.recv(100) == replies.banner("relay.test").octets
+        assert shop.sessions.wait_none_left(5)
+
+
+def test_a_listener_that_is_closed_while_it_leaves_a_connection_takes_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with open_shop() as shop, shop.sock.dup() as another:
+        asked = Event()
+
+        def is_ahead() -> bool:
+            asked.set()
+            return True
+
+        monkeypatch.setattr(shop.board, "is_ahead", is_ahead)
+        with shop.call():
+            assert asked.wait(5)
+            shop.listener.close()
+            Event().wait(10 * room._LEFT_TO_OTHERS_S)
+            accepted, _ = another.accept()
+            accepted.close()
+
+
+@pytest.mark.parametrize("is_ahead", [False, True])
 def test_without_a_descriptor_left_clients_wait_and_it_is_told_once(
-    capfd: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str], *, is_ahead: bool
 ) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     with open_shop() as shop, shop.call() as client, capture_logs() as logs:
+        shop.board.has_far_more = is_ahead
         free = os.dup(0)
         os.close(free)
         try:
