@@ -74,6 +74,13 @@ class Host:
         """Say whether this process may make files in `folder`."""
         return os.access(folder, os.W_OK | os.X_OK, effective_ids=True)
 
+    def is_read_only(self, folder: str) -> bool:
+        """Say whether nobody may write here: so mounted, or the unit shows it to us so."""
+        try:
+            return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+        except OSError:
+            return False
+
     def service_may_write(self, folder: str) -> bool | None:
         """Say the same of the service's user, by owner and mode; None without such a user."""
         try:
@@ -308,6 +315,13 @@ def _folder_problems(config: Config, host: Host) -> Iterator[Problem]:
         there = _existing(folder)
         if not os.path.isdir(there):
             yield Problem(path, f"{there} is no folder; choose another or move the file away")
+        elif host.is_read_only(there):
+            text = (
+                f"{there} is read-only: its file system is mounted so (dmesg may say why; "
+                f"mount -o remount,rw), or the unit makes it so (ReadWritePaths={folder} "
+                "by systemctl edit relayd)"
+            )
+            yield Problem(path, text)
         elif not host.may_write(there) and not host.service_may_write(there):
             text = f"{there} is not writable for uid {os.geteuid()}; chown it, or choose another"
             yield Problem(path, text)
@@ -366,7 +380,7 @@ def _room_warnings(config: Config, host: Host) -> Iterator[Problem]:
 
 def spool_folder(config: Config) -> str:
     """Return the folder the spool's database lies in."""
-    return os.path.dirname(config.spool.url.removeprefix("sqlite://"))
+    return os.path.dirname("/" + config.spool.url.removeprefix("sqlite://").lstrip("/"))
 
 
 def _existing(path: str) -> str:

@@ -99,6 +99,9 @@ class Odd(Host):
     def may_write(self, folder: str) -> bool:
         return "spool" not in folder or bool(self.answers.get("may_write", True))
 
+    def is_read_only(self, folder: str) -> bool:
+        return "spool" in folder and bool(self.answers.get("is_read_only", False))
+
     def service_may_write(self, folder: str) -> bool | None:
         answer = self.answers.get("service_may_write")
         return None if answer is None or "spool" not in folder else bool(answer)
@@ -116,6 +119,27 @@ def test_a_folder_nobody_may_write_is_told(folder: Path) -> None:
     (problem,) = problems_of(put(folder), Odd(may_write=False))
     assert f"[spool] url: {folder}/spool is not writable for uid" in problem
     assert problems_of(put(folder), Odd(may_write=False, service_may_write=False))
+
+
+def test_a_read_only_folder_is_told_whoever_may_write_there(folder: Path) -> None:
+    odd = Odd(is_read_only=True, may_write=False, service_may_write=True, is_root=True)
+    (problem,) = problems_of(put(folder), odd)
+    assert f"[spool] url: {folder}/spool is read-only: its file system is mounted so" in problem
+    assert f"ReadWritePaths={folder}/spool" in problem
+
+
+def test_the_mount_says_what_is_read_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not Host().is_read_only(str(folder))
+    assert not Host().is_read_only(str(folder / "missing"))
+    flags = os.ST_RDONLY | os.ST_NOSUID
+    found = os.statvfs_result((4096, 4096, 9, 9, 9, 9, 9, 9, flags, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: found)
+    assert Host().is_read_only(str(folder))
+
+
+def test_more_slashes_than_needed_are_not_shown(folder: Path) -> None:
+    (problem,) = problems_of(put(folder, spool=f"/{folder}/spool"), Odd(is_read_only=True))
+    assert f"[spool] url: {folder}/spool is read-only" in problem
 
 
 def test_an_operator_need_not_be_able_to_write_what_the_service_can(folder: Path) -> None:
