@@ -56,21 +56,34 @@ def test_ten_reloads_under_load_refuse_and_break_nothing(
     assert full.show("relayd", "NRestarts") == ["0"]
 
 
+@pytest.mark.parametrize(
+    ("name", "right", "wrong", "reason"),
+    [
+        ("network", '"127.0.0.1/32"', '"127.0.0.1/33"', "127.0.0.1/33"),
+        (
+            "read-only",
+            "[spool]",
+            '[spool]\nurl = "sqlite:///srv/elsewhere/spool.db"',
+            "ReadWritePaths=/srv/elsewhere",
+        ),
+    ],
+    ids=["network", "read-only"],
+)
 def test_a_bad_configuration_is_refused_and_the_reason_is_in_the_status(
-    full: Guest, lab: Lab
+    full: Guest, lab: Lab, name: str, right: str, wrong: str, reason: str
 ) -> None:
     good = lab.snippet(more=SIX)
-    bad = good.replace('"127.0.0.1/32"', '"127.0.0.1/33"')
+    bad = good.replace(right, wrong)
     assert bad != good
-    with Devices("bad", hosts=("127.0.0.1",)) as devices:
+    with Devices(f"bad-{name}", hosts=("127.0.0.1",)) as devices:
         full.put(SNIPPET, bad, mode=0o640, owner="root:relayd")
         assert lab.reload().returncode != 0
-        assert "127.0.0.1/33" in full.status()
+        assert reason in full.status()
         devices.wait_for_more()
         assert full.state() == "active running"
         full.put(SNIPPET, good, mode=0o640, owner="root:relayd")
         assert lab.reload().returncode == 0
-    assert "127.0.0.1/33" not in full.show("relayd", "StatusText")[0]
+    assert reason not in full.show("relayd", "StatusText")[0]
     lab.wait_empty()
     assert devices.troubles() == []
     devices.assert_delivered(lab.client)
