@@ -16,7 +16,7 @@ import math
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import gevent
 import structlog
@@ -42,6 +42,8 @@ _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 _MAPPED: Final = "::ffff:"
 _TELL_AGAIN_S: Final = 60.0
 _LEFT_TO_OTHERS_S: Final = 0.001
+_UNASKED_S: Final = 0.02
+_NOBODY: Final = cast("tuple[socket.socket, Any]", ())  # to gevent: there was none after all
 _REMEDIES: Final = {
     End.TLS_FAILED: "Have the device do TLS 1.2 and not verify our certificate, or trust ca.crt of"
     ' state_dir/tls. Or hide it from the device: hide = ["STARTTLS"] in its [[device]].',
@@ -108,6 +110,8 @@ class _Server(StreamServer):
     is taken all the same when that one has not come for it.
     """
 
+    _pause: Any = None  # a timer: a connection is being left to others
+
     def __init__(
         self, sock: socket.socket, serve: Callable[..., None], name: str, pulse: Pulse
     ) -> None:
@@ -115,32 +119,40 @@ class _Server(StreamServer):
         self._name = name
         self._pulse = pulse
         self._told_at = -math.inf
-        self._pause: Any = None  # a timer: a connection is being left to others
-        self._asks = True  # whether another should have the next; False: it was left to them
+        self._asks_at = -math.inf  # monotonic: from when on others are asked first
+        self._delay = self.delay  # how long it rests when it cannot accept
 
     def do_read(self) -> tuple[socket.socket, Any]:
         """See gevent."""
-        if self._asks and self._pulse.is_ahead():
+        if self._pulse.is_ahead() and SYSTEM.monotonic() >= self._asks_at:
             self._leave_to_others()
-            return ()  # type: ignore[return-value]  # to gevent: there was none after all
+            return _NOBODY
         try:
-            return super().do_read()
+            found: tuple[socket.socket, Any] | None = super().do_read()
         except OSError as error:
             if self.is_fatal_error(error):
                 raise
             self._tell(error)
             raise _Resting from error
+        if found is None:  # others came for it
+            self._asks_at = -math.inf
+            return _NOBODY
+        return found
 
     def _leave_to_others(self) -> None:
+        self._delay = self.delay  # gevent forgets it now
         self.stop_accepting()
         self._pause = self.loop.timer(_LEFT_TO_OTHERS_S)
         self._pause.start(self._take_what_is_left)
 
     def _take_what_is_left(self) -> None:
         self.start_accepting()
-        self._asks = False
+        self.delay = self._delay
+        self._asks_at = math.inf
         self._do_read()  # type: ignore[attr-defined]  # what gevent's watcher calls
-        self._asks = True
+        if self._asks_at == math.inf:
+            # Nobody came for it. Who is behind it shall not wait as well.
+            self._asks_at = SYSTEM.monotonic() + _UNASKED_S
 
     def stop_accepting(self) -> None:
         """See gevent."""

@@ -151,13 +151,58 @@ def test_a_connection_is_left_to_a_worker_that_has_far_fewer() -> None:
         assert other.sessions.wait_none_left(5)
 
 
-def test_what_nobody_else_comes_for_is_taken() -> None:
+def count_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
+    """Return what grows with each call of a method of the server's."""
+    calls: list[object] = []
+    real = getattr(room._Server, name)
+
+    def counted(*arguments: object) -> object:
+        calls.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(room._Server, name, counted)
+    return calls
+
+
+@pytest.mark.parametrize(("unasked_s", "times"), [(0.0, 5), (60.0, 1)])
+def test_what_nobody_else_comes_for_is_taken_and_what_is_behind_it(
+    monkeypatch: pytest.MonkeyPatch, unasked_s: float, times: int
+) -> None:
+    monkeypatch.setattr(room, "_UNASKED_S", unasked_s)
+    left = count_calls(monkeypatch, "_leave_to_others")
     with open_shop() as shop:
         shop.board.has_far_more = True
-        for _ in range(3):
+        for client in [shop.call() for _ in range(5)]:
+            assert client.recv(100) == replies.banner("relay.test").octets
+            client.close()
+        assert len(left) == times
+        assert shop.sessions.wait_none_left(5)
+
+
+def test_once_others_came_they_are_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "_UNASKED_S", 60.0)
+    left = count_calls(monkeypatch, "_leave_to_others")
+    looked = count_calls(monkeypatch, "_take_what_is_left")
+    with open_shop() as shop:
+        other = Shop(LAN, HOUSE_CONFIG, shop.sock.dup())
+        other.listener.start()
+        shop.board.has_far_more = True
+        for number in (1, 2, 3):
             with shop.call() as client:
                 assert client.recv(100) == replies.banner("relay.test").octets
-        assert shop.sessions.wait_none_left(5)
+                with gevent.Timeout(5):
+                    while len(looked) < number:
+                        gevent.idle()
+        assert len(left) == 3
+        other.listener.close()
+        assert other.sessions.wait_none_left(5)
+
+
+def test_a_socket_that_is_none_is_told_as_it_is() -> None:
+    sock = socket.socket()
+    sock.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        room._Server(sock, print, "lan", Board())
 
 
 def test_a_listener_that_is_closed_while_it_leaves_a_connection_takes_none(
@@ -181,8 +226,9 @@ def test_a_listener_that_is_closed_while_it_leaves_a_connection_takes_none(
 
 @pytest.mark.parametrize("is_ahead", [False, True])
 def test_without_a_descriptor_left_clients_wait_and_it_is_told_once(
-    capfd: pytest.CaptureFixture[str], *, is_ahead: bool
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, is_ahead: bool
 ) -> None:
+    tries = count_calls(monkeypatch, "_tell")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     with open_shop() as shop, shop.call() as client, capture_logs() as logs:
         shop.board.has_far_more = is_ahead
@@ -193,6 +239,7 @@ def test_without_a_descriptor_left_clients_wait_and_it_is_told_once(
             client.settimeout(0.3)  # some tries
             with pytest.raises(TimeoutError):
                 client.recv(100)
+            assert 1 <= len(tries) <= 10, "it rests longer each time"
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
         client.settimeout(5)
