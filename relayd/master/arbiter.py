@@ -40,7 +40,7 @@ from relayd.master.signals import Signals
 from relayd.master.sockets import Bound
 from relayd.master.spawn import Closable
 from relayd.master.title import set_title
-from relayd.master.turnaway import TurnAway
+from relayd.master.turnaway import NOT_AVAILABLE, TurnAway
 from relayd.observe import metrics
 
 _AFTER_FAULT_S: Final = 0.5
@@ -168,6 +168,25 @@ class Arbiter:
             self._reexec.begin()
         self._reload.go_on(now)
         self._reexec.go_on(now)
+        self._stand_in()
+
+    def _stand_in(self) -> None:
+        """Answer who connects while no worker can start, so that nobody waits for a banner."""
+        house, turn_away = self.house, self._turn_away
+        workers = [c for c in house.household.children() if c.kind == "worker"]
+        if any(child.life is Life.READY for child in workers):
+            if turn_away.is_on:
+                house.log.info("relay.turned_away", connections=turn_away.cease())
+        elif turn_away.is_on:
+            turn_away.go_on()
+        elif house.current.fails and not any(c.life is Life.DRAINING for c in workers):
+            house.log.error("relay.unavailable", reason=house.troubles.newest)
+            turn_away.begin(house.current.listening, implicit=self._implicit(), words=NOT_AVAILABLE)
+
+    def _implicit(self) -> list[str]:
+        """Return the listeners that speak TLS at once."""
+        settings = self.house.current.config.settings.listeners
+        return [one.name for one in settings if one.tls == "implicit"]
 
     def _may_reload(self) -> bool:
         is_free = self._are_workers_in() and not self._reexec.is_busy
@@ -263,10 +282,9 @@ class Arbiter:
             for crew in house.household.crews:
                 crew.dismiss()
             # A device that comes now is told so at once instead of waiting in the backlog.
-            settings = house.current.config.settings.listeners
             self._turn_away.begin(
                 (one for crew in (*house.household.crews, house.current) for one in crew.listening),
-                implicit=[one.name for one in settings if one.tls == "implicit"],
+                implicit=self._implicit(),
             )
         children = list(house.household.children())
         if is_hasty:

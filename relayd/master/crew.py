@@ -24,6 +24,7 @@ from relayd.master.sockets import Bound
 
 BACK_OFF_S: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 SOUND_LIFE_S: Final = 60.0
+_FEW_FAILURES: Final = 4
 MOST_WORKERS: Final = 50
 
 
@@ -129,6 +130,11 @@ class Crew:
         return all(
             post.child is not None and post.child.life is Life.READY for post in self.posts.values()
         )
+
+    @property
+    def fails(self) -> bool:
+        """True when every post was filled in vain so often that the next try is 8 s away."""
+        return all(post.failures > _FEW_FAILURES for post in self.posts.values())
 
     @property
     def is_gone(self) -> bool:

@@ -1,8 +1,12 @@
-"""Who comes while the relay stops is answered 421 by the master, until the last child has gone.
+"""Who comes while nobody serves is answered 421 by the master.
 
-The workers have closed their listeners by then. Without this a connection that the kernel has
-taken in already would be reset when the last copy of the socket closes, and one that comes
-later be refused; a device reads 421 as "try again", some read the other two as "broken".
+While the relay stops, until the last child has gone: the workers have closed their listeners by
+then. Without this a connection that the kernel has taken in already would be reset when the last
+copy of the socket closes, and one that comes later be refused; a device reads 421 as "try again",
+some read the other two as "broken".
+
+While no worker can start: the kernel takes connections in all the same, and a device would wait
+for a banner until its patience ends.
 
 On a listener with implicit TLS nothing can be said before a handshake: it is closed.
 
@@ -23,7 +27,8 @@ from relayd.master import sockets
 from relayd.master.sockets import Bound
 
 SHUTTING_DOWN: Final = b"421 4.3.2 Service shutting down, try again\r\n"
-"""As smtp.replies, which the master does not import."""
+NOT_AVAILABLE: Final = b"421 4.3.0 Service not available, try again later\r\n"
+"""Both as smtp.replies, which the master does not import."""
 PAUSE_S: Final = 0.5
 _AT_ONCE: Final = 32
 _AT_THE_END: Final = 4096
@@ -31,7 +36,10 @@ _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class TurnAway:
-    """Owns the listening sockets of a relay that stops. count: how many were turned away."""
+    """Accepts in the workers' stead; owns the sockets of a relay that stops.
+
+    count: how many were turned away since `begin`.
+    """
 
     def __init__(self, selector: selectors.BaseSelector, *, clock: Clock = SYSTEM) -> None:
         self.count = 0
@@ -39,13 +47,30 @@ class TurnAway:
         self._clock = clock
         self._bound: dict[int, Bound] = {}
         self._silent: frozenset[str] = frozenset()
+        self._words = SHUTTING_DOWN
         self._paused_until = float("-inf")
 
-    def begin(self, bound: Iterable[Bound], *, implicit: Iterable[str]) -> None:
-        """Answer from now on. implicit: names of the listeners that speak TLS at once."""
+    @property
+    def is_on(self) -> bool:
+        """True from `begin` to `cease` or `end`."""
+        return bool(self._bound)
+
+    def begin(
+        self, bound: Iterable[Bound], *, implicit: Iterable[str], words: bytes = SHUTTING_DOWN
+    ) -> None:
+        """Answer `words` from now on. implicit: names of the listeners that speak TLS at once."""
+        self._unwatch()
+        self._words = words
         self._silent = frozenset(implicit)
         self._bound = {one.fd: one for one in bound if one.fd >= 0}
         self._watch()
+
+    def cease(self) -> int:
+        """Leave the sockets to workers again; returns how many were turned away."""
+        self._unwatch()
+        self._bound = {}
+        count, self.count = self.count, 0
+        return count
 
     def go_on(self) -> None:
         """Go on after the system had no descriptor to give."""
@@ -94,7 +119,7 @@ class TurnAway:
     def _say(self, client: socket.socket, one: Bound) -> None:
         client.setblocking(False)
         if one.listener not in self._silent:
-            client.send(SHUTTING_DOWN, socket.MSG_NOSIGNAL)
+            client.send(self._words, socket.MSG_NOSIGNAL)
         with contextlib.suppress(BlockingIOError):
             # What lies unread at close() turns the end into a reset, and the reply is lost.
             client.recv(65536)

@@ -7,6 +7,8 @@ it took; where time matters, it is compared with an idle twin in the same run.
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import smtplib
 import statistics
 import time
@@ -577,3 +579,27 @@ def test_what_is_too_large_is_refused_before_and_at_the_dot_and_nothing_is_kept(
         assert [one["state"] for one in relay.queue("all")] == ["sent"]
         assert sandbox.client.counts()["messages"] == 1
         assert list((relay.folder / "spool").rglob("*.eml")) == []
+
+
+@pytest.mark.slow(20)
+def test_where_no_worker_can_open_the_spool_devices_are_answered_until_one_can(
+    tmp_path: Path, sandbox: SandboxProcess
+) -> None:
+    with a_relay(tmp_path, sandbox) as relay:
+        spool = relay.folder / "spool"
+        spool.chmod(0o755)  # open to others: refused
+        for pid in relay.pids("worker"):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: relay.lines("relay.unavailable"), seconds=120)
+        with pytest.raises(smtplib.SMTPConnectError) as told:
+            smtplib.SMTP("127.0.0.1", relay.port, timeout=60)
+        assert (told.value.smtp_code, told.value.smtp_error) == (
+            421,
+            b"4.3.0 Service not available, try again later",
+        )
+        assert "is open to others" in relay.cli("status").stdout
+        spool.chmod(0o700)
+        wait_until(relay.is_up, seconds=120)
+        submit(relay.port, "after")
+        relay.wait_empty()
+        assert [one.x_field("X-Load-Id") for one in sandbox.client.messages()] == ["after"]

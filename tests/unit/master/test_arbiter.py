@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from relayd.master.crew import Life
+from relayd.master.crew import Life, Post
 from relayd.master.frames import done
 from relayd.master.house import Phase
+from relayd.master.turnaway import NOT_AVAILABLE, SHUTTING_DOWN
 from tests.masters import A_CLIENT, Master, a_master
 
 pytestmark = [pytest.mark.slow(1), pytest.mark.timeout(60)]
@@ -46,6 +50,55 @@ def test_a_stop_drains_the_workers_and_then_cached(master: Master) -> None:
     assert (worker.life, cached.life) == (Life.DRAINING, Life.READY)
     master.until(master.arbiter._is_over)
     assert cached.life is Life.DRAINING
+
+
+def heard(master: Master) -> bytes:
+    """Return what a device hears first."""
+    address = master.house.current.listening[0].sock.getsockname()
+    with socket.create_connection(address, timeout=20) as device:
+        master.until(lambda: select.select([device], [], [], 0)[0])
+        return device.recv(1000)
+
+
+def lose_worker(master: Master, *, failures: int) -> Post:
+    """Kill the worker, as if it had failed so often before; returns its post."""
+    (post,) = master.house.current.posts.values()
+    assert post.child is not None
+    post.failures = failures
+    os.kill(post.child.pid, signal.SIGKILL)
+    master.until(lambda: post.child is None)
+    return post
+
+
+def test_while_no_worker_can_start_who_connects_is_told_so(master: Master) -> None:
+    master.start()
+    post = lose_worker(master, failures=4)
+    assert heard(master) == NOT_AVAILABLE
+    assert heard(master) == NOT_AVAILABLE
+    assert master.log().count("relay.unavailable") == 1
+    assert "reason=" in master.log().partition("relay.unavailable")[2].splitlines()[0]
+    post.due_at = 0.0
+    master.until(lambda: "relay.turned_away" in master.log())
+    assert "connections=2" in master.log().partition("relay.turned_away")[2].splitlines()[0]
+    assert heard(master) != NOT_AVAILABLE
+
+
+def test_for_a_worker_that_will_be_back_in_seconds_devices_wait(master: Master) -> None:
+    master.start()
+    post = lose_worker(master, failures=3)
+    master.arbiter._turn()
+    post.due_at = 0.0
+    assert heard(master) != NOT_AVAILABLE
+    assert "relay.unavailable" not in master.log()
+
+
+def test_a_stop_while_no_worker_can_start_has_the_last_word(master: Master) -> None:
+    master.start()
+    lose_worker(master, failures=4)
+    assert heard(master) == NOT_AVAILABLE
+    master.arbiter.act_on(signal.SIGTERM)
+    assert heard(master) == SHUTTING_DOWN
+    master.until(master.arbiter._is_over)
 
 
 def test_stopping_twice_or_fast_is_a_matter_of_seconds(master: Master) -> None:

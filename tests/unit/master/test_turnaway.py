@@ -1,4 +1,4 @@
-"""While the relay stops every caller gets his 421, whatever he is or does."""
+"""While nobody serves every caller gets his 421, whatever he is or does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from relayd.clock import FakeClock
 from relayd.master.sockets import Bound
-from relayd.master.turnaway import PAUSE_S, SHUTTING_DOWN, TurnAway
+from relayd.master.turnaway import NOT_AVAILABLE, PAUSE_S, SHUTTING_DOWN, TurnAway
 from relayd.smtp import replies
 
 
@@ -62,6 +62,32 @@ def heard(sock: socket.socket) -> bytes:
 
 def test_the_words_are_those_of_a_session() -> None:
     assert replies.SHUTTING_DOWN.octets == SHUTTING_DOWN
+    assert replies.UNAVAILABLE.octets == NOT_AVAILABLE
+
+
+def test_where_workers_serve_again_the_sockets_are_theirs(stop: Stop) -> None:
+    stop.turn_away.begin(stop.bound, implicit=["tls"], words=NOT_AVAILABLE)
+    told = stop.call()
+    stop.turn()
+    assert heard(told) == NOT_AVAILABLE
+    assert stop.turn_away.cease() == 1
+    assert not stop.turn_away.is_on
+    left = stop.call()
+    assert stop.turn() == 0
+    assert stop.bound[0].sock.fileno() >= 0
+    # And a stop after that has words of its own.
+    stop.begin()
+    stop.turn()
+    assert heard(left) == SHUTTING_DOWN
+    assert stop.turn_away.count == 1
+
+
+def test_a_stop_while_nobody_serves_changes_the_words(stop: Stop) -> None:
+    stop.turn_away.begin(stop.bound[:1], implicit=[], words=NOT_AVAILABLE)
+    stop.begin()
+    caller = stop.call()
+    stop.turn()
+    assert heard(caller) == SHUTTING_DOWN
 
 
 def test_who_comes_is_told_and_so_is_who_waited(stop: Stop) -> None:
