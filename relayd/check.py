@@ -23,6 +23,7 @@ import json
 import os
 import pwd
 import re
+import resource
 import shlex
 import stat
 import traceback
@@ -33,6 +34,7 @@ from relayd.config import codec, load, units, whole
 from relayd.config.model import Config
 from relayd.config.places import Path
 from relayd.config.read import Problem, Tree
+from relayd.config.resolve import ENOUGH_FILES, within_files
 from relayd.errors import ConfigError
 from relayd.master import upgrade
 from relayd.spool import fit
@@ -105,6 +107,11 @@ class Host:
                 return kind_of_mount(os.path.realpath(_existing(path)), file.read())
         except OSError:
             return ""
+
+    def open_files(self) -> int:
+        """Return how many files the relay could have open in each process, started from here."""
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return ENOUGH_FILES if hard == resource.RLIM_INFINITY else min(hard, ENOUGH_FILES)
 
     def room(self, folder: str) -> Room:
         """Return how much the file system of `folder` takes."""
@@ -338,6 +345,7 @@ def _host_warnings(config: Config, host: Host) -> Iterator[Problem]:
         text = f"lies on {kind}: accepted mail does not survive a restart of this host"
         yield Problem(("spool", "url"), text)
     yield from _room_warnings(config, host)
+    yield from _file_warnings(config, host)
     if not os.path.exists(os.path.join(config.server.state_dir, "users.toml")):
         yield from whole.nobody_may_send(config)
     yield from _admin_warnings(config)
@@ -376,6 +384,17 @@ def _room_warnings(config: Config, host: Host) -> Iterator[Problem]:
         yield Problem(("spool", "url"), text)
     if room.inodes < _FEW_INODES:
         yield Problem(("spool", "url"), f"hardly any inodes are free in {folder}; make room")
+
+
+def _file_warnings(config: Config, host: Host) -> Iterator[Problem]:
+    wanted, files = config.limits.max_connections, host.open_files()
+    most = within_files(wanted, files)
+    if most < wanted:
+        text = (
+            f"{wanted} need more than the {files} files that may be open here: more than {most} "
+            "at once are refused with 421; raise LimitNOFILE of the unit, or ulimit -Hn"
+        )
+        yield Problem(("limits", "max_connections"), text)
 
 
 def spool_folder(config: Config) -> str:

@@ -14,6 +14,10 @@ from relayd.config.model import AUTO, Config, Listener, Submitter, Upstream
 HEADROOM: Final = 16 * 1024
 """What relayd itself may add to a message: Received, Message-ID, rewritten recipients."""
 
+ENOUGH_FILES: Final = 65_536
+"""So many files a process may open, where the system does not allow fewer."""
+
+_OTHER_FILES: Final = 256
 _NO_UPSTREAM_SIZE: Final = 3_000_000
 
 LOCAL: Final = Listener(name="local", address=("127.0.0.1:25",))
@@ -50,6 +54,15 @@ def resolve(config: Config, *, host: str, cpus: int) -> Config:
 def carried(upstreams: tuple[Upstream, ...]) -> int:
     """Return the largest message any way out carries, octets, our own additions taken off."""
     return max((each.mime_limit for each in upstreams), default=_NO_UPSTREAM_SIZE) - HEADROOM
+
+
+def within_files(connections: int, files: int) -> int:
+    """Return how many connections a process may have that may open so many files; at least one.
+
+    What is left over is for the way out, the spool and the log: with none of it a relay would
+    take mail in and send nothing.
+    """
+    return max(1, min(connections, max(files - _OTHER_FILES, files // 2)))
 
 
 def _upstream(upstream: Upstream) -> Upstream:

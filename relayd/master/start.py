@@ -14,6 +14,7 @@ import os
 import resource
 from typing import Final
 
+from relayd.config.resolve import ENOUGH_FILES
 from relayd.errors import ConfigError
 from relayd.master import checker, control, pinned, sockets, upgrade
 from relayd.master.arbiter import Arbiter
@@ -28,7 +29,6 @@ from relayd.master.settings import Settings
 from relayd.master.title import set_title
 
 PID_FILE: Final = "relayd.pid"
-ENOUGH_FILES: Final = 65_536
 """As the unit has it."""
 
 

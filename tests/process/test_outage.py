@@ -603,3 +603,31 @@ def test_where_no_worker_can_open_the_spool_devices_are_answered_until_one_can(
         submit(relay.port, "after")
         relay.wait_empty()
         assert [one.x_field("X-Load-Id") for one in sandbox.client.messages()] == ["after"]
+
+
+FEW_FILES = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+sys.argv[0] = "relayd"
+runpy.run_module("relayd", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow(5)
+def test_connections_leave_files_for_the_way_out(tmp_path: Path, sandbox: SandboxProcess) -> None:
+    relay = a_relay(tmp_path, sandbox)
+    with contextlib.ExitStack() as stack:
+        relay.start(program=("-c", FEW_FILES))
+        stack.callback(relay.stop, fast=True)
+        warning = "[limits] max_connections: 2000 need more than the 300 files that may be open"
+        assert warning in relay.log()
+        wait_until(lambda: relay.status()["connections"] == 0)  # that of `start`
+        clients = [smtplib.SMTP("127.0.0.1", relay.port, timeout=60) for _ in range(150)]
+        for one in clients:
+            stack.callback(one.close)
+        with pytest.raises(smtplib.SMTPConnectError) as told:
+            smtplib.SMTP("127.0.0.1", relay.port, timeout=60)
+        assert told.value.smtp_code == 421
+        clients[0].sendmail(ALERTS, ["ops@contoso.com"], "X-Load-Id: among many\r\n\r\nbody\r\n")
+        relay.wait_empty()
+        assert [one.x_field("X-Load-Id") for one in sandbox.client.messages()] == ["among many"]

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pwd
+import resource
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -109,6 +110,11 @@ class Odd(Host):
     def file_system(self, path: str) -> str:
         return str(self.answers.get("file_system", "ext4"))
 
+    def open_files(self) -> int:
+        files = self.answers.get("open_files", 65_536)
+        assert isinstance(files, int)
+        return files
+
     def room(self, folder: str) -> Room:
         room = self.answers.get("room", Room(10**12, 1.0))
         assert isinstance(room, Room)
@@ -140,6 +146,23 @@ def test_the_mount_says_what_is_read_only(folder: Path, monkeypatch: pytest.Monk
 def test_more_slashes_than_needed_are_not_shown(folder: Path) -> None:
     (problem,) = problems_of(put(folder, spool=f"/{folder}/spool"), Odd(is_read_only=True))
     assert f"[spool] url: {folder}/spool is read-only" in problem
+
+
+def test_more_connections_than_files_may_be_open_are_warned_of(folder: Path) -> None:
+    path = put(folder, "[limits]\nmax_connections = 900")
+    (warning,) = host_warnings(path, Odd(open_files=1024))
+    assert "[limits] max_connections: 900 need more than the 1024 files" in warning
+    assert "more than 768 at once are refused with 421" in warning
+    assert host_warnings(path, Odd(open_files=1156)) == []
+
+
+def test_what_this_process_may_open_is_asked_of_the_system(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for hard, shown in ((1024, 1024), (10**6, 65_536), (resource.RLIM_INFINITY, 65_536)):
+        limits = (512, hard)
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
+        assert Host().open_files() == shown
 
 
 def test_an_operator_need_not_be_able_to_write_what_the_service_can(folder: Path) -> None:

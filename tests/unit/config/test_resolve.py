@@ -6,7 +6,7 @@ import pytest
 
 from relayd.config.clouds import BUILT_IN
 from relayd.config.model import Cloud, Config, Device, Limits, Listener, Server, Upstream, User
-from relayd.config.resolve import HEADROOM, LOCAL, carried, resolve
+from relayd.config.resolve import HEADROOM, LOCAL, carried, resolve, within_files
 
 
 def resolved(config: Config, *, cpus: int = 2) -> Config:
@@ -86,3 +86,12 @@ def test_built_in_clouds_stand_behind_the_configured_ones() -> None:
 def test_resolving_twice_changes_nothing_more() -> None:
     once = resolved(Config(upstream=(Upstream(name="a", mailbox="x@y.example"),)))
     assert resolved(once) == once
+
+
+@pytest.mark.parametrize(
+    ("connections", "files", "within"),
+    [(2000, 65_536, 2000), (2000, 2256, 2000), (2000, 2255, 1999), (2000, 1024, 768),
+     (2000, 400, 200), (10, 20, 10), (2000, 1, 1)],
+)  # fmt: skip
+def test_connections_leave_files_for_the_way_out(connections: int, files: int, within: int) -> None:
+    assert within_files(connections, files) == within

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 from pathlib import Path
+
+import pytest
 
 from relayd.config import codec
 from relayd.config.model import Config, Limits
@@ -132,3 +135,23 @@ def test_admin_has_no_descriptor_of_the_configuration_but_the_one_it_will_close(
     opened = packet.members["open"]
     assert isinstance(opened, list)
     assert [one for one in opened if one not in others] == [packet.members["own"]]
+
+
+def test_no_more_connections_are_let_in_than_files_may_be_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    octets = codec.dumps(Config(limits=Limits(max_connections=9, max_connections_per_device=9)))
+    loaded = Loaded(parse(octets), sealed(octets))
+    for soft, entered in ((2, [True, False]), (resource.RLIM_INFINITY, [True, True])):
+        limits = (soft, resource.RLIM_INFINITY)
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
+        child = give_birth(
+            Crew("cached", 1, loaded, (), 1), 0, serial=1, row=0, board=Board(),
+            entry=f"{__name__}:tell", now=0.0, mine=[],
+        )  # fmt: skip
+        spawn.wait(child.pid, PATIENCE_S)
+        packet = child.channel.receive()
+        child.channel.close()
+        assert packet is not None
+        assert packet.members["entered"] == entered
+    loaded.close()

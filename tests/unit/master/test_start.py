@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from relayd.config.model import Config
+from relayd.config.resolve import ENOUGH_FILES
 from relayd.errors import ConfigError
 from relayd.master import start
 from relayd.master.launch import Launch
@@ -64,7 +65,7 @@ def test_as_many_files_may_be_open_as_the_system_allows() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
         start.allow_open_files()
         now = resource.getrlimit(resource.RLIMIT_NOFILE)
-        assert now == (min(before[1], start.ENOUGH_FILES), before[1])
+        assert now == (min(before[1], ENOUGH_FILES), before[1])
         start.allow_open_files()
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == now
     finally:
