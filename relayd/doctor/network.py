@@ -255,7 +255,7 @@ class Way:
     def _dial(self, place: Place, deadline: float) -> socket.socket:
         left_s = max(deadline - self._clock.monotonic(), 0.1)
         addresses = look_up(place, resolver=self._resolver, timeout_s=left_s)
-        reason = "no address"
+        reason = "timed out" if addresses else "no address"
         for address in addresses:
             left_s = deadline - self._clock.monotonic()
             if left_s <= 0:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from relayd.clock import SYSTEM
+from relayd.clock import SYSTEM, Clock, FakeClock
 from relayd.doctor import network
 from relayd.doctor.network import (
     EXPIRED,
@@ -34,9 +34,17 @@ from tests.way_out import expired_leaf, free_port, leading_to, showing, tunnelli
 HERE = "127.0.0.1"
 
 
-def way(proxy: Proxy | None = None, *, timeout_s: float = 10.0, secure: bool = False) -> Way:
+def way(
+    proxy: Proxy | None = None,
+    *,
+    timeout_s: float = 10.0,
+    secure: bool = False,
+    clock: Clock = SYSTEM,
+) -> Way:
     proxy_roots = roots(certificates()[0]) if secure else None
-    return Way(proxy, resolver=Resolver(), timeout_s=timeout_s, proxy_roots=proxy_roots)
+    return Way(
+        proxy, resolver=Resolver(), timeout_s=timeout_s, proxy_roots=proxy_roots, clock=clock
+    )
 
 
 # ---- what is written
@@ -173,7 +181,18 @@ def test_a_server_that_says_nothing_is_left_in_time() -> None:
             pass
 
     with RawServer(listen) as server, pytest.raises(Broken, match="TLS could not be agreed on"):
-        way(timeout_s=0.1).secure(Place(HERE, server.port), roots())
+        # The clock stands: looking up and connecting take nothing away from the server's second.
+        way(timeout_s=1.0, clock=FakeClock()).secure(Place(HERE, server.port), roots())
+
+
+def test_when_the_time_is_over_before_a_connection_it_is_told() -> None:
+    class Hasty(FakeClock):
+        def monotonic(self) -> float:
+            self.advance(6)
+            return super().monotonic()
+
+    with pytest.raises(Broken, match="timed out"):
+        way(clock=Hasty()).connect(Place(HERE, free_port()))
 
 
 # ---- the proxy
