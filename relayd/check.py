@@ -23,7 +23,6 @@ import json
 import os
 import pwd
 import re
-import resource
 import shlex
 import stat
 import traceback
@@ -34,9 +33,9 @@ from relayd.config import codec, load, units, whole
 from relayd.config.model import Config
 from relayd.config.places import Path
 from relayd.config.read import Problem, Tree
-from relayd.config.resolve import ENOUGH_FILES, within_files
+from relayd.config.resolve import spool_path
 from relayd.errors import ConfigError
-from relayd.master import upgrade
+from relayd.master import files, upgrade
 from relayd.spool import fit
 from relayd.values import frozen
 
@@ -109,9 +108,8 @@ class Host:
             return ""
 
     def open_files(self) -> int:
-        """Return how many files the relay could have open in each process, started from here."""
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return ENOUGH_FILES if hard == resource.RLIM_INFINITY else min(hard, ENOUGH_FILES)
+        """Return how many files each process of a relay that is started from here may open."""
+        return files.most()
 
     def room(self, folder: str) -> Room:
         """Return how much the file system of `folder` takes."""
@@ -387,11 +385,11 @@ def _room_warnings(config: Config, host: Host) -> Iterator[Problem]:
 
 
 def _file_warnings(config: Config, host: Host) -> Iterator[Problem]:
-    wanted, files = config.limits.max_connections, host.open_files()
-    most = within_files(wanted, files)
+    wanted, openable = config.limits.max_connections, host.open_files()
+    most = files.for_connections(wanted, openable)
     if most < wanted:
         text = (
-            f"{wanted} need more than the {files} files that may be open here: more than {most} "
+            f"{wanted} need more than the {openable} files that may be open here: more than {most} "
             "at once are refused with 421; raise LimitNOFILE of the unit, or ulimit -Hn"
         )
         yield Problem(("limits", "max_connections"), text)
@@ -399,7 +397,7 @@ def _file_warnings(config: Config, host: Host) -> Iterator[Problem]:
 
 def spool_folder(config: Config) -> str:
     """Return the folder the spool's database lies in."""
-    return os.path.dirname("/" + config.spool.url.removeprefix("sqlite://").lstrip("/"))
+    return os.path.dirname(spool_path(config.spool.url))
 
 
 def _existing(path: str) -> str:

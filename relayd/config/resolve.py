@@ -5,6 +5,7 @@ Pure: what must be asked of the host (its name, its CPUs) is given.
 
 from __future__ import annotations
 
+import os.path
 from dataclasses import replace
 from typing import Final, TypeVar
 
@@ -14,10 +15,7 @@ from relayd.config.model import AUTO, Config, Listener, Submitter, Upstream
 HEADROOM: Final = 16 * 1024
 """What relayd itself may add to a message: Received, Message-ID, rewritten recipients."""
 
-ENOUGH_FILES: Final = 65_536
-"""So many files a process may open, where the system does not allow fewer."""
-
-_OTHER_FILES: Final = 256
+_SQLITE: Final = "sqlite:///"
 _NO_UPSTREAM_SIZE: Final = 3_000_000
 
 LOCAL: Final = Listener(name="local", address=("127.0.0.1:25",))
@@ -51,18 +49,20 @@ def resolve(config: Config, *, host: str, cpus: int) -> Config:
     )
 
 
+def spool_path(url: str) -> str:
+    """Return the path of the spool's database; "" for what is not SQLite.
+
+    Both `sqlite:///var/…` and `sqlite:////var/…` are written for the absolute path; the
+    relative reading would put a queue wherever the daemon was started.
+    """
+    if not url.startswith(_SQLITE):
+        return ""
+    return os.path.normpath("/" + url.removeprefix(_SQLITE).lstrip("/"))
+
+
 def carried(upstreams: tuple[Upstream, ...]) -> int:
     """Return the largest message any way out carries, octets, our own additions taken off."""
     return max((each.mime_limit for each in upstreams), default=_NO_UPSTREAM_SIZE) - HEADROOM
-
-
-def within_files(connections: int, files: int) -> int:
-    """Return how many connections a process may have that may open so many files; at least one.
-
-    What is left over is for the way out, the spool and the log: with none of it a relay would
-    take mail in and send nothing.
-    """
-    return max(1, min(connections, max(files - _OTHER_FILES, files // 2)))
 
 
 def _upstream(upstream: Upstream) -> Upstream:

@@ -9,14 +9,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import resource
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, cast
 
 from relayd import lean
-from relayd.config.resolve import within_files
-from relayd.master import spawn
+from relayd.master import files, spawn
 from relayd.master.board import Board
 from relayd.master.channel import Channel, pair
 from relayd.master.child import ChildContext
@@ -53,7 +50,7 @@ def give_birth(
     limits = crew.config.settings
     row_of_child = board.row(
         row,
-        max_connections=within_files(limits.max_connections, _open_files()),
+        max_connections=files.for_connections(limits.max_connections, files.allowed()),
         max_per_device=limits.max_connections_per_device,
     )
     listeners = by_listener(crew.listening) if crew.kind == "worker" else ()
@@ -100,12 +97,6 @@ def give_birth(
         channel=Channel(ours),
         born_at=now,
     )
-
-
-def _open_files() -> int:
-    """Return how many files a child may have open."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def _own_copy(fd: int) -> int:

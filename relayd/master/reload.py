@@ -19,6 +19,7 @@ import signal
 from collections.abc import Callable
 from typing import Final
 
+from relayd.config.resolve import spool_path
 from relayd.errors import ListenError
 from relayd.master import checker, sockets
 from relayd.master.checker import Checker, Loaded, Rejected
@@ -27,7 +28,6 @@ from relayd.master.crew import Child, Crew, Life
 from relayd.master.frames import Frame, Json, done, refused
 from relayd.master.house import House, Phase
 from relayd.master.household import News, What
-from relayd.master.settings import spool_path
 from relayd.master.sockets import Bound
 from relayd.observe import logfmt
 

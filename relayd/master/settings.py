@@ -6,13 +6,11 @@ The whole of it stays in the sealed memfd that the children read; secrets never 
 from __future__ import annotations
 
 import os
-from typing import Final
 
 from relayd.config import codec
 from relayd.config.model import AUTO, Config, Listener, Log
+from relayd.config.resolve import spool_path
 from relayd.values import frozen
-
-_SQLITE: Final = "sqlite:///"
 
 
 @frozen(kw_only=True)
@@ -56,7 +54,7 @@ def select(config: Config) -> Settings:
         runtime_dir=config.server.runtime_dir,
         state_dir=config.server.state_dir,
         # SECURITY: a PostgreSQL URL may carry a password; it is not kept.
-        spool_url=config.spool.url if config.spool.url.startswith(_SQLITE) else "",
+        spool_url=config.spool.url if spool_path(config.spool.url) else "",
         spool_dir=_spool_dir(config.spool.url),
         max_connections=config.limits.max_connections,
         max_connections_per_device=config.limits.max_connections_per_device,
@@ -74,14 +72,3 @@ def default_workers() -> int:
 def _spool_dir(url: str) -> str:
     """Return the folder of sqlite:///relative or sqlite:////absolute/spool.db; "" for others."""
     return os.path.dirname(spool_path(url))
-
-
-def spool_path(url: str) -> str:
-    """Return the database's path; "" for what is not SQLite.
-
-    Both `sqlite:///var/…` and `sqlite:////var/…` are written for the absolute path; the
-    relative reading would put a queue wherever the daemon was started.
-    """
-    if not url.startswith(_SQLITE):
-        return ""
-    return os.path.normpath("/" + url.removeprefix(_SQLITE).lstrip("/"))

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 from typing import Final
 
-from relayd.config.resolve import ENOUGH_FILES
 from relayd.errors import ConfigError
-from relayd.master import checker, control, pinned, sockets, upgrade
+from relayd.master import checker, control, files, pinned, sockets, upgrade
 from relayd.master.arbiter import Arbiter
 from relayd.master.board import Board
 from relayd.master.checker import Loaded, Rejected
@@ -29,7 +27,6 @@ from relayd.master.settings import Settings
 from relayd.master.title import set_title
 
 PID_FILE: Final = "relayd.pid"
-"""As the unit has it."""
 
 
 def run(launch: Launch) -> int:
@@ -39,7 +36,7 @@ def run(launch: Launch) -> int:
             to do.
     """
     set_title("relayd: master")
-    allow_open_files()
+    files.allow()
     pinned.pin()
     notifier = Notifier(os.environ)
     resumed = upgrade.resume(os.environ)
@@ -60,18 +57,6 @@ def run(launch: Launch) -> int:
         return arbiter.run()
     finally:
         _remove(control_path, os.path.join(settings.runtime_dir, PID_FILE))
-
-
-def allow_open_files() -> None:
-    """Let this process and its children have as many descriptors as the system allows them.
-
-    A shell gives 1024, which is less than max_connections: then workers could accept nobody,
-    nor connect to Microsoft.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = ENOUGH_FILES if hard == resource.RLIM_INFINITY else min(hard, ENOUGH_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _go_on(launch: Launch, resumed: upgrade.Resumed, notifier: Notifier) -> int:

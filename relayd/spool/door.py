@@ -23,6 +23,7 @@ import structlog
 from gevent.threadpool import ThreadPool
 
 from relayd.clock import SYSTEM, Clock, micros
+from relayd.config import resolve
 from relayd.config.model import Spool
 from relayd.errors import ConfigError, LeaseLost, SpoolFull, SpoolUnavailable
 from relayd.observe import metrics
@@ -71,7 +72,6 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _MICROS: Final = 1_000_000
-_SCHEME: Final = "sqlite://"
 _HEALTH_S: Final = 1.0
 _JUMP_S: Final = 3600.0
 _MAKE_ROOM_S: Final = 5.0
@@ -129,9 +129,10 @@ def open_spool(
 
 def spool_path(url: str) -> str:
     """Return the database's path; raises ConfigError for what is not SQLite."""
-    if not url.startswith(_SCHEME + "/"):
+    path = resolve.spool_path(url)
+    if not path:
         raise ConfigError([f"[spool] url: {url}: only sqlite:///path exists so far"])
-    return "/" + url[len(_SCHEME) :].lstrip("/")
+    return path
 
 
 def _own_folder(folder: str) -> None:

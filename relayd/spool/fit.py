@@ -17,10 +17,10 @@ import struct
 from typing import Final, NamedTuple
 
 from relayd.config.model import Config
+from relayd.config.resolve import spool_path
 from relayd.spool import backup, schema
 
 _MAGIC: Final = b"SQLite format 3\0"
-_SCHEME: Final = "sqlite://"
 _HEADER_BYTES: Final = 100
 
 
@@ -75,5 +75,5 @@ def standstill(config: Config) -> str:
 
 
 def _look(config: Config) -> tuple[str, Header | None]:
-    path = "/" + config.spool.url.removeprefix(_SCHEME).lstrip("/")
-    return path, header(path) if config.spool.url.startswith(_SCHEME) else None
+    path = spool_path(config.spool.url)
+    return path, header(path) if path else None

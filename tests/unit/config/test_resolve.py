@@ -6,7 +6,7 @@ import pytest
 
 from relayd.config.clouds import BUILT_IN
 from relayd.config.model import Cloud, Config, Device, Limits, Listener, Server, Upstream, User
-from relayd.config.resolve import HEADROOM, LOCAL, carried, resolve, within_files
+from relayd.config.resolve import HEADROOM, LOCAL, carried, resolve, spool_path
 
 
 def resolved(config: Config, *, cpus: int = 2) -> Config:
@@ -89,9 +89,16 @@ def test_resolving_twice_changes_nothing_more() -> None:
 
 
 @pytest.mark.parametrize(
-    ("connections", "files", "within"),
-    [(2000, 65_536, 2000), (2000, 2256, 2000), (2000, 2255, 1999), (2000, 1024, 768),
-     (2000, 400, 200), (10, 20, 10), (2000, 1, 1)],
-)  # fmt: skip
-def test_connections_leave_files_for_the_way_out(connections: int, files: int, within: int) -> None:
-    assert within_files(connections, files) == within
+    ("url", "path"),
+    [
+        ("sqlite:///var/spool/relayd/spool.db", "/var/spool/relayd/spool.db"),
+        ("sqlite:////srv/spool.db", "/srv/spool.db"),
+        ("sqlite:////srv//mail/../spool.db", "/srv/spool.db"),
+        ("sqlite://spool.db", ""),
+        ("postgresql://db/relayd", ""),
+    ],
+)
+def test_a_spools_path_is_absolute_however_many_slashes_stand_before_it(
+    url: str, path: str
+) -> None:
+    assert spool_path(url) == path

@@ -19,6 +19,7 @@ from relayd.master.checker import Loaded, sealed
 from relayd.master.child import ChildContext
 from relayd.master.children import give_birth
 from relayd.master.crew import Crew
+from relayd.master.frames import Json
 from relayd.master.settings import parse
 from relayd.master.sockets import Bound
 from relayd.observe import metrics
@@ -87,19 +88,25 @@ def test_a_worker_knows_its_number_listeners_limits_and_configuration() -> None:
     loaded.close()
 
 
-def test_cached_gets_no_listener() -> None:
-    octets = codec.dumps(Config())
+def said(kind: str, entry: str, limits: Limits | None = None) -> dict[str, Json]:
+    """Have an only child and return what it says."""
+    octets = codec.dumps(Config(limits=limits or Limits()))
     loaded = Loaded(parse(octets), sealed(octets))
-    crew = Crew("cached", 1, loaded, (), 1)
     child = give_birth(
-        crew, 0, serial=1, row=0, board=Board(), entry=f"{__name__}:tell", now=0.0, mine=[]
-    )
+        Crew(kind, 1, loaded, (), 1), 0, serial=1, row=0, board=Board(),
+        entry=f"{__name__}:{entry}", now=0.0, mine=[],
+    )  # fmt: skip
     spawn.wait(child.pid, PATIENCE_S)
     packet = child.channel.receive()
-    assert packet is not None
-    assert (packet.members["listeners"], packet.members["title"]) == ([], "relayd: cached")
     child.channel.close()
     loaded.close()
+    assert packet is not None
+    return packet.members
+
+
+def test_cached_gets_no_listener() -> None:
+    told = said("cached", "tell")
+    assert (told["listeners"], told["title"]) == ([], "relayd: cached")
 
 
 def configurations() -> list[int]:
@@ -121,37 +128,17 @@ def tell_configurations(context: ChildContext) -> int:
 
 def test_admin_has_no_descriptor_of_the_configuration_but_the_one_it_will_close() -> None:
     others = configurations()  # other tests' in this process
-    octets = codec.dumps(Config())
-    loaded = Loaded(parse(octets), sealed(octets))
-    child = give_birth(
-        Crew("admin", 1, loaded, (), 1), 0, serial=1, row=0, board=Board(),
-        entry=f"{__name__}:tell_configurations", now=0.0, mine=[],
-    )  # fmt: skip
-    spawn.wait(child.pid, PATIENCE_S)
-    packet = child.channel.receive()
-    child.channel.close()
-    loaded.close()
-    assert packet is not None
-    opened = packet.members["open"]
+    told = said("admin", "tell_configurations")
+    opened = told["open"]
     assert isinstance(opened, list)
-    assert [one for one in opened if one not in others] == [packet.members["own"]]
+    assert [one for one in opened if one not in others] == [told["own"]]
 
 
 def test_no_more_connections_are_let_in_than_files_may_be_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    octets = codec.dumps(Config(limits=Limits(max_connections=9, max_connections_per_device=9)))
-    loaded = Loaded(parse(octets), sealed(octets))
+    limits = Limits(max_connections=9, max_connections_per_device=9)
     for soft, entered in ((2, [True, False]), (resource.RLIM_INFINITY, [True, True])):
-        limits = (soft, resource.RLIM_INFINITY)
-        monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
-        child = give_birth(
-            Crew("cached", 1, loaded, (), 1), 0, serial=1, row=0, board=Board(),
-            entry=f"{__name__}:tell", now=0.0, mine=[],
-        )  # fmt: skip
-        spawn.wait(child.pid, PATIENCE_S)
-        packet = child.channel.receive()
-        child.channel.close()
-        assert packet is not None
-        assert packet.members["entered"] == entered
-    loaded.close()
+        openable = (soft, resource.RLIM_INFINITY)
+        monkeypatch.setattr(resource, "getrlimit", lambda _, openable=openable: openable)
+        assert said("cached", "tell", limits)["entered"] == entered

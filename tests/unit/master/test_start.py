@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import resource
 import stat
 from pathlib import Path
 
 import pytest
 
 from relayd.config.model import Config
-from relayd.config.resolve import ENOUGH_FILES
 from relayd.errors import ConfigError
 from relayd.master import start
 from relayd.master.launch import Launch
@@ -57,16 +55,3 @@ def test_a_configuration_that_cannot_be_used_is_raised_with_its_problems(tmp_pat
     with pytest.raises(ConfigError) as caught:
         start._checked(Launch(path=str(path), entries=ENTRIES))
     assert caught.value.problems == ["a", "b"]
-
-
-def test_as_many_files_may_be_open_as_the_system_allows() -> None:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
-        start.allow_open_files()
-        now = resource.getrlimit(resource.RLIMIT_NOFILE)
-        assert now == (min(before[1], ENOUGH_FILES), before[1])
-        start.allow_open_files()
-        assert resource.getrlimit(resource.RLIMIT_NOFILE) == now
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
