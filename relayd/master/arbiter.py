@@ -173,13 +173,13 @@ class Arbiter:
     def _stand_in(self) -> None:
         """Answer who connects while no worker can start, so that nobody waits for a banner."""
         house, turn_away = self.house, self._turn_away
-        workers = [c for c in house.household.children() if c.kind == "worker"]
-        if any(child.life is Life.READY for child in workers):
+        # Workers on their way out accept nobody either.
+        if any(c.kind == "worker" and c.life is Life.READY for c in house.household.children()):
             if turn_away.is_on:
                 house.log.info("relay.turned_away", connections=turn_away.cease())
         elif turn_away.is_on:
             turn_away.go_on()
-        elif house.current.fails and not any(c.life is Life.DRAINING for c in workers):
+        elif house.current.fails:
             house.log.error("relay.unavailable", reason=house.troubles.newest)
             turn_away.begin(house.current.listening, implicit=self._implicit(), words=NOT_AVAILABLE)
 

@@ -146,7 +146,7 @@ class Row:
     def is_ahead(self) -> bool:
         """Tell whether another that accepts has far fewer connections, and should have the next.
 
-        Far: less than two thirds, where it is more than one.
+        Far: this row has more than half as many again, and one.
         """
         fewest = self._board.fewest(self._number)
         return fewest is not None and self._board.connections(self._number) > fewest * 1.5 + 1

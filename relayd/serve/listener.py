@@ -246,7 +246,10 @@ class Listener:
     def _which_limit(self, device: str) -> tuple[Reply, str]:
         """Return what a client that is one too many is told, and what the log says."""
         if self._house.pulse.is_full():
-            return replies.TOO_MANY_CONNECTIONS, "max_connections is reached"
+            return (
+                replies.TOO_MANY_CONNECTIONS,
+                "max_connections, or what LimitNOFILE leaves of it, is reached",
+            )
         if device:
             return replies.TOO_MANY_FROM_YOU, "max_connections_per_device is reached"
         return replies.TOO_MANY_CONNECTIONS, "half of max_connections is taken by unknown peers"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -76,11 +77,28 @@ def test_while_no_worker_can_start_who_connects_is_told_so(master: Master) -> No
     assert heard(master) == NOT_AVAILABLE
     assert heard(master) == NOT_AVAILABLE
     assert master.log().count("relay.unavailable") == 1
-    assert "reason=" in master.log().partition("relay.unavailable")[2].splitlines()[0]
+    assert "SIGKILL" in master.log().partition("relay.unavailable")[2].splitlines()[0]
     post.due_at = 0.0
     master.until(lambda: "relay.turned_away" in master.log())
     assert "connections=2" in master.log().partition("relay.turned_away")[2].splitlines()[0]
     assert heard(master) != NOT_AVAILABLE
+
+
+def test_without_descriptors_it_goes_on_answering_later(
+    master: Master, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_: socket.socket) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    master.start()
+    lose_worker(master, failures=4)
+    master.until(lambda: "relay.unavailable" in master.log())
+    with monkeypatch.context() as scarce:
+        scarce.setattr(socket.socket, "accept", none_left)
+        tried = socket.create_connection(master.house.current.listening[0].sock.getsockname())
+        master.until(lambda: master.arbiter._turn_away._paused_until > 0)
+    tried.close()
+    assert heard(master) == NOT_AVAILABLE
 
 
 def test_for_a_worker_that_will_be_back_in_seconds_devices_wait(master: Master) -> None:

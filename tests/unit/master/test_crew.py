@@ -141,3 +141,13 @@ def test_a_child_that_was_told_to_go_did_not_fail() -> None:
     child.move(Life.DRAINING)
     assert crew.buried(child, 1.0) == 0.0
     assert crew.buried(a_child(crew, 1, 1.0), 2.0) == 0.0
+
+
+def test_a_crew_fails_when_each_of_its_posts_was_filled_in_vain_five_times() -> None:
+    crew = a_crew(2)
+    for number in (1, 2):
+        for _ in range(5):
+            assert not crew.fails
+            crew.buried(a_child(crew, number), 1.0)
+    assert crew.fails
+    assert BACK_OFF_S[4] == 8.0, "as far away is the next try"

@@ -90,6 +90,15 @@ def test_a_stop_while_nobody_serves_changes_the_words(stop: Stop) -> None:
     assert heard(caller) == SHUTTING_DOWN
 
 
+def test_begun_again_it_answers_at_the_sockets_it_is_given(stop: Stop) -> None:
+    stop.turn_away.begin(stop.bound[:1], implicit=[])
+    stop.turn_away.begin(stop.bound[1:], implicit=[])
+    before, now = stop.call(0), stop.call(1)
+    assert stop.turn() == 1
+    assert heard(now) == SHUTTING_DOWN
+    before.close()
+
+
 def test_who_comes_is_told_and_so_is_who_waited(stop: Stop) -> None:
     waited = stop.call()
     stop.begin()

@@ -259,7 +259,9 @@ def test_past_the_limit_a_client_hears_why_and_is_let_go() -> None:
         shop.board.is_full_of_all = True
         with shop.call() as client:
             assert read_all(client) == replies.TOO_MANY_CONNECTIONS.octets
-        assert caller(shop)["reason"] == "max_connections is reached"
+        assert caller(shop)["reason"] == (
+            "max_connections, or what LimitNOFILE leaves of it, is reached"
+        )
     assert len(shop.sessions) == 0
 
 
