@@ -93,16 +93,10 @@ class Board:
         """Write down whether a row's owner accepts connections."""
         self._accepts[row] = does
 
-    def fewest(self, row: int) -> int | None:
-        """Return the fewest connections of another row that accepts; None: no other does."""
-        accepts = bytes(self._accepts)
-        fewest = None
-        at = accepts.find(True)
-        while at >= 0:
-            if at != row and (fewest is None or self._connections[at] < fewest):
-                fewest = self._connections[at]
-            at = accepts.find(True, at + 1)
-        return fewest
+    def fewest(self) -> int | None:
+        """Return the fewest connections of a row that accepts; None: none does."""
+        rows = zip(self._accepts, self._connections, strict=True)
+        return min((count for does, count in rows if does), default=None)
 
     def add(self, row: int, bucket: int, amount: int) -> None:
         """Add to a row's count of all connections and of one bucket; never below zero."""
@@ -148,7 +142,7 @@ class Row:
 
         Far: this row has more than half as many again, and one.
         """
-        fewest = self._board.fewest(self._number)
+        fewest = self._board.fewest()
         return fewest is not None and self._board.connections(self._number) > fewest * 1.5 + 1
 
     def enter(self, device: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from relayd.master import files
 from relayd.master.client import NotRunning
 from tests.process.relay import Relay, a_relay, is_alive
 
@@ -36,6 +38,15 @@ def test_workers_serve_on_the_shared_socket_and_the_status_shows_them(relay: Rel
     assert (relay.folder / "relayd.pid").read_text() == f"{relay.pid}\n"
     title = Path(f"/proc/{relay.pid}/cmdline").read_bytes().rstrip(b"\0")
     assert title == b"relayd: master"
+
+
+def test_a_shells_limit_of_files_is_raised(relay: Relay) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    relay.start(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard)))
+    relay.wait_running()
+    for pid in (relay.pid, *relay.workers()):
+        soft, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        assert soft == files.most()
 
 
 def test_a_killed_worker_is_replaced_and_its_leases_are_reclaimed(relay: Relay) -> None:

@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,20 @@ def test_while_no_worker_can_start_who_connects_is_told_so(master: Master) -> No
     master.until(lambda: "relay.turned_away" in master.log())
     assert "connections=2" in master.log().partition("relay.turned_away")[2].splitlines()[0]
     assert heard(master) != NOT_AVAILABLE
+
+
+def test_where_tls_comes_first_nothing_is_said_in_clear(master: Master) -> None:
+    master.start()
+    current = master.house.current
+    settings = current.config.settings
+    implicit = tuple(replace(one, tls="implicit") for one in settings.listeners)
+    current.config = replace(current.config, settings=replace(settings, listeners=implicit))
+    lose_worker(master, failures=4)
+    assert heard(master) == b""
+    assert "relay.unavailable" in master.log()
+    master.arbiter.act_on(signal.SIGTERM)
+    assert heard(master) == b""
+    master.until(master.arbiter._is_over)
 
 
 def test_without_descriptors_it_goes_on_answering_later(

@@ -208,6 +208,7 @@ def test_a_socket_that_is_none_is_told_as_it_is() -> None:
 def test_a_listener_that_is_closed_while_it_leaves_a_connection_takes_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    looked = count_calls(monkeypatch, "_take_what_is_left")
     with open_shop() as shop, shop.sock.dup() as another:
         asked = Event()
 
@@ -220,6 +221,7 @@ def test_a_listener_that_is_closed_while_it_leaves_a_connection_takes_none(
             assert asked.wait(5)
             shop.listener.close()
             Event().wait(10 * room._LEFT_TO_OTHERS_S)
+            assert looked == []
             accepted, _ = another.accept()
             accepted.close()
 
