@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from relayd.observe import metrics
+
 _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1)
 
 with contextlib.suppress(ModuleNotFoundError):  # where one room is tried with other libraries
@@ -38,6 +40,12 @@ def _signals_stay_as_they_were() -> Iterator[None]:
     for number, handler in before.items():
         if signal.getsignal(number) is not handler:
             signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def _counts_begin_at_nothing() -> None:
+    """Forget what the tests before counted: a process has one table of metrics."""
+    metrics.clear()
 
 
 @pytest.fixture

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-
-import pytest
 
 from relayd import gauges
 from relayd.config.model import Upstream
@@ -17,13 +14,6 @@ from relayd.spool.queries import Counts
 NOW = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
 CONTOSO = Upstream(name="contoso", credential_expires="2027-05-31")
 NONE = Counts(by_state={}, oldest={})
-
-
-@pytest.fixture(autouse=True)
-def _clean() -> Iterator[None]:
-    metrics.clear()
-    yield
-    metrics.clear()
 
 
 def shown(name: str) -> dict[str, metrics.Value]:
