@@ -300,8 +300,9 @@ def _plain(one: Listed, story: Story, mine: list[Tried], now: Now) -> Plain:
             return _held(one, story, tried, now)
         case State.SENT:
             return _sent(one, tried)
-        case State.FAILED if last is not None and last.outcome == "deleted":
-            return Plain(f"Deleted by an operator at {stamp(last.finished_at)}.", "")
+        case State.DELETED:
+            at = f" at {stamp(last.finished_at)}" if _is_asked(last) else " while it was being sent"
+            return Plain(f"Deleted by an operator{at}.", "")
         case State.FAILED:
             return _failed(one, story, tried)
 

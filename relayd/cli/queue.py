@@ -33,7 +33,17 @@ _CONNECT_S: Final = 5.0
 _WRONG_USAGE: Final = 2
 _AGO: Final = re.compile(r"(\d{1,9})\s*([smhdw])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_STATES: Final = ("waiting", "ready", "deferred", "held", "leased", "sent", "failed", "all")
+_STATES: Final = (
+    "waiting",
+    "ready",
+    "deferred",
+    "held",
+    "leased",
+    "sent",
+    "failed",
+    "deleted",
+    "all",
+)
 _FILTERS: Final = ("state", "to", "from_", "device", "upstream", "message_id", "since")
 
 
@@ -132,7 +142,7 @@ examples:
   relayd queue retry --state failed --since 1d --dry-run
   relayd queue export 1JV7SEQSLMJCW > mail.eml
 
-states: waiting (ready, deferred, leased, held), sent (history), failed, all
+states: waiting (ready, deferred, leased, held), failed, sent and deleted (history), all
 list, show and trace work when relayd is down, for root and the spool's owner.
 exit:   0 done, 1 no such message, 69 not running, 75 try again later"""
 

@@ -42,7 +42,8 @@ examples:
   relayd send --to office@contoso.com --attach scan.pdf
 
 exit: 0 queued, or with --wait sent (Microsoft took it);
-      75 still queued after 60 s; 1 refused, failed or held; 69 not running"""
+      75 still queued after 60 s; 1 refused, failed, held or deleted;
+      69 not running"""
 
 
 def add_send(parser: argparse.ArgumentParser) -> None:
@@ -327,7 +328,7 @@ def _standing(story: Frame) -> _Standing:
     if states == {"sent"}:
         is_whole = not any(_failures(row.get("results")) for row in ways)
         return _Standing("sent", why, do, command_line.OK if is_whole else command_line.FAILED)
-    for state in ("failed", "held"):
+    for state in ("failed", "held", "deleted"):
         if state in states:
             return _Standing(state, why, do, command_line.FAILED)
     return _Standing("", why, do, command_line.TEMPORARY)

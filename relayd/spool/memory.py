@@ -637,8 +637,9 @@ class MemoryDoor:
         )
 
     def _over(self, row: Row) -> bool:
-        keep = self._keeping.keep_sent if row.state is State.SENT else self._keeping.keep_failed
-        return row.settled_at is not None and row.settled_at + keep <= self._clock.utcnow()
+        keep = {State.SENT: self._keeping.keep_sent, State.FAILED: self._keeping.keep_failed}
+        until = row.settled_at and row.settled_at + keep.get(row.state, timedelta())
+        return until is not None and until <= self._clock.utcnow()
 
     def _forget(self, is_over: Callable[[Row], bool], forget: Callable[[QueueId], None]) -> None:
         for message in list(self.spool.messages):

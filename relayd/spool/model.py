@@ -9,6 +9,8 @@ stands in SQL (`WHERE state = … AND fence = …`).
       |   HELD <-+              (HELD -> LEASED: the one that probes its Hold)
       +-- DEFERRED <-+        (expired or dead holder: LEASED -> READY)
 
+An operator makes any of them DELETED but what is SENT.
+
 A QueueId is an integer, microseconds since 1970 shifted left by 12, the low bits telling
 writers apart; its text is 13 characters of [0-9A-Z], so IDs sort by time.
 """
@@ -82,15 +84,19 @@ class State(enum.Enum):
     HELD = "held"  #: waits for an operator, or for its cause to go (`held_by`)
     SENT = "sent"  #: Microsoft took it; kept as history
     FAILED = "failed"  #: given up; content kept until an operator or time deletes it
+    DELETED = "deleted"  #: an operator wanted it so; kept as history
 
 
 NEXT: Final[Mapping[State, frozenset[State]]] = {
-    State.READY: frozenset({State.LEASED, State.HELD, State.FAILED}),
-    State.LEASED: frozenset({State.READY, State.DEFERRED, State.HELD, State.SENT, State.FAILED}),
-    State.DEFERRED: frozenset({State.READY, State.LEASED, State.HELD, State.FAILED}),
-    State.HELD: frozenset({State.READY, State.LEASED, State.FAILED}),  # LEASED: a Hold's probe
+    State.READY: frozenset({State.LEASED, State.HELD, State.FAILED, State.DELETED}),
+    State.LEASED: frozenset(set(State) - {State.LEASED}),
+    State.DEFERRED: frozenset({State.READY, State.LEASED, State.HELD, State.FAILED, State.DELETED}),
+    State.HELD: frozenset(  # LEASED: a Hold's probe
+        {State.READY, State.LEASED, State.FAILED, State.DELETED}
+    ),
     State.SENT: frozenset({State.READY}),  # queue resend
-    State.FAILED: frozenset({State.READY}),  # queue retry
+    State.FAILED: frozenset({State.READY, State.DELETED}),  # queue retry
+    State.DELETED: frozenset(),
 }
 
 PRIORITIES: Final[Mapping[str, int]] = {"high": 0, "normal": 1, "low": 2}

@@ -35,11 +35,11 @@ WISHES: Final[Mapping[Wish, Mapping[State, State]]] = {
     "hold": {State.READY: State.HELD, State.DEFERRED: State.HELD},
     "release": {State.HELD: State.READY},
     "delete": {
-        State.READY: State.FAILED,
-        State.DEFERRED: State.FAILED,
-        State.HELD: State.FAILED,
-        State.FAILED: State.FAILED,  # its content goes
-        State.SENT: State.SENT,  # likewise, where it was kept
+        State.READY: State.DELETED,
+        State.DEFERRED: State.DELETED,
+        State.HELD: State.DELETED,
+        State.FAILED: State.DELETED,
+        State.SENT: State.SENT,  # its content goes, where it was kept
     },
     "resend": {State.SENT: State.READY},
 }
@@ -64,7 +64,7 @@ WHILE_LEASED: Final[Mapping[Wish, str]] = {
 STARTS: Final[frozenset[Wish]] = frozenset({"retry", "release", "resend"})
 """Wishes that lead to sending, so content must be there."""
 
-FINAL: Final = frozenset({State.SENT, State.FAILED})
+FINAL: Final = frozenset({State.SENT, State.FAILED, State.DELETED})
 STICKY: Final = frozenset({OPERATOR, CORRUPT})
 """HELD by these never expires: a person said so, or must look."""
 
@@ -155,8 +155,8 @@ def reclaimed(*, wish: str, policy: str) -> Move:
 
 
 def _obeyed(wish: str, state: State, held_by: str) -> tuple[State, str, bool]:
-    if wish == "delete" and state is not State.SENT:
-        return State.FAILED, "", True
+    if wish == "delete":
+        return (state if state is State.SENT else State.DELETED), "", True
     if wish == "hold" and state not in FINAL:
         return State.HELD, OPERATOR, False
     return state, held_by, False

@@ -101,7 +101,7 @@ class Story:
 
 @frozen(kw_only=True)
 class Counts:
-    """What is in the queue now; SENT is history and not counted.
+    """What is in the queue now; SENT and DELETED are history, not counted.
 
     by_state:   (state, upstream) -> deliveries.
     oldest:     (upstream, "high" | "normal" | "low") -> when the oldest waiting was accepted.

@@ -38,6 +38,7 @@ CODES: Final[Mapping[State, int]] = {
     State.LEASED: 3,
     State.SENT: 4,
     State.FAILED: 5,
+    State.DELETED: 6,
 }
 """How states are stored: waiting is <= 1, not yet taken by anybody <= 2, live <= 3."""
 
@@ -87,7 +88,7 @@ _VERSION_1: Final = (
       wish TEXT NOT NULL DEFAULT '',  -- an operator's, while leased: '', 'hold', 'delete'
       maybe_sent INTEGER NOT NULL DEFAULT 0,
       holder INTEGER, leased_at INTEGER, lease_until REAL,  -- CLOCK_BOOTTIME; while LEASED
-      settled_at INTEGER  -- while SENT or FAILED
+      settled_at INTEGER  -- while SENT, FAILED or DELETED
     ) STRICT
     """,
     """

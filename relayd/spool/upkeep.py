@@ -262,7 +262,7 @@ def _is_over(batch: Transaction, message: int) -> bool:
         f" WHERE id IN {SIBLINGS}",
         *sibling_values(message),
     )
-    keep = {4: batch.policy.keep_sent, 5: batch.policy.keep_failed}
+    keep = {4: batch.policy.keep_sent, 5: batch.policy.keep_failed, 6: 0}
     return all(
         state in keep and int(settled_at or 0) + keep[int(state)] <= batch.now
         for state, settled_at in rows

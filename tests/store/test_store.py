@@ -526,10 +526,35 @@ def test_hold_and_release(backend: Backend, door: Store) -> None:
 def test_delete_gives_up_and_drops_the_content(backend: Backend, door: Store) -> None:
     message = put(door, backend.clock, octets=LARGE)
     assert door.delete([message]) == 1
-    assert state_of(backend, message)[0] is State.FAILED
+    assert state_of(backend, message)[0] is State.DELETED
     with pytest.raises(SpoolUnavailable):
         read(door, message)
     assert door.retry([message]) == 0
+    assert door.delete([message]) == 0
+
+
+def test_failed_mail_is_deleted_too(backend: Backend, door: Store) -> None:
+    message = put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, FAILED)
+    assert read(door, message)
+    assert door.delete([message]) == 1
+    assert state_of(backend, message)[0] is State.DELETED
+    with pytest.raises(SpoolUnavailable):
+        read(door, message)
+
+
+def test_deleted_while_a_part_is_being_sent_the_content_goes_with_that_part(
+    backend: Backend, door: Store
+) -> None:
+    message = put(door, backend.clock, way(ALERTS), way(SCANS))
+    (lease,) = door.lease(ALERTS, limit=1)
+    assert door.delete([message]) == 1
+    assert read(door, message)
+    door.settle(lease, SENT)
+    assert {row[1] for row in backend.states().values()} == {State.SENT, State.DELETED}
+    with pytest.raises(SpoolUnavailable):
+        read(door, message)
 
 
 def test_retry_makes_deferred_and_failed_mail_ready(backend: Backend, door: Store) -> None:
@@ -553,8 +578,8 @@ def test_retry_of_held_mail_probes_its_hold_now(backend: Backend, door: Store) -
     ("settlement", "wish", "ends"),
     [
         (RETURNED, "hold", (State.HELD, "operator")),
-        (RETURNED, "delete", (State.FAILED, "")),
-        (FAILED, "delete", (State.FAILED, "")),
+        (RETURNED, "delete", (State.DELETED, "")),
+        (FAILED, "delete", (State.DELETED, "")),
         (SENT, "hold", (State.SENT, "")),
         (SENT, "delete", (State.SENT, "")),
     ],
@@ -891,16 +916,18 @@ def test_failed_content_then_history_go_when_their_time_is_over(
     backend: Backend, door: Store
 ) -> None:
     sent, failed = put(door, backend.clock), put(door, backend.clock)
+    deleted = put(door, backend.clock, way(SCANS))
     one, two = door.lease(ALERTS, limit=2)
     door.settle(one, SENT)
     door.settle(two, FAILED)
+    door.delete([deleted])
     door.sweep()
     assert read(door, failed)
     backend.clock.advance(31 * 86_400)
     door.sweep()
     with pytest.raises(SpoolUnavailable):
         read(door, failed)
-    assert {row[0] for row in backend.states().values()} == {sent, failed}
+    assert {row[0] for row in backend.states().values()} == {sent, failed, deleted}
     backend.clock.advance(60 * 86_400)
     door.sweep()
     assert not backend.states()

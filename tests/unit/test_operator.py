@@ -208,7 +208,7 @@ def test_what_cannot_be_exported_is_refused_in_words(room: Room) -> None:
 
 @pytest.mark.parametrize(
     ("command", "state"),
-    [("queue.hold", State.HELD), ("queue.delete", State.FAILED)],
+    [("queue.hold", State.HELD), ("queue.delete", State.DELETED)],
 )
 def test_a_wish_reaches_the_ids_it_names(room: Room, command: str, state: State) -> None:
     message, other = room.put(), room.put()

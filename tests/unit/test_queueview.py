@@ -443,6 +443,14 @@ def test_deleted_mail_says_that_an_operator_did_it(desk: Desk) -> None:
     assert desk.says(message) == Plain("Deleted by an operator at 2026-11-20T10:00:00Z.", "")
 
 
+def test_mail_deleted_while_it_was_being_sent_says_so(desk: Desk) -> None:
+    message = desk.put()
+    (lease,) = desk.door.lease(ALERTS, limit=1)
+    desk.door.delete([message])
+    desk.door.settle(lease, decide(graph(429), lease, POLICY, desk.clock.utcnow()))
+    assert desk.says(message) == Plain("Deleted by an operator while it was being sent.", "")
+
+
 def test_expired_mail_says_so(desk: Desk) -> None:
     message = desk.answered(graph(429))
     desk.clock.advance(6 * 86_400)
@@ -567,7 +575,7 @@ def test_a_since_that_is_no_moment_is_refused_in_words(since: Json) -> None:
 
 
 def test_an_unknown_state_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="all, deferred, failed, held"):
+    with pytest.raises(ValueError, match="all, deferred, deleted, failed, held"):
         parse_filter({"state": "stuck"})
     assert parse_filter({}).states == (
         State.READY,

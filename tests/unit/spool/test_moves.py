@@ -41,7 +41,8 @@ def test_a_settled_delivery_goes_where_it_may_and_keeps_account(
         assert moves.rest(ALL, move.done)
     if state is State.SENT:
         assert move.state is State.SENT
-    assert move.drop_content == (wish == "delete" and move.state is State.FAILED)
+    assert move.drop_content == (wish == "delete")
+    assert (move.state is State.DELETED) == (wish == "delete" and move.state is not State.SENT)
 
 
 def test_recipients_counted_off_before_stay_so() -> None:
@@ -73,7 +74,7 @@ def test_returned_is_not_counted() -> None:
         ("hold", "", State.HELD, "ambiguous"),
         ("verify", "", State.HELD, "ambiguous"),
         ("retry", "hold", State.HELD, "operator"),
-        ("hold", "delete", State.FAILED, ""),
+        ("hold", "delete", State.DELETED, ""),
     ],
 )
 def test_a_dead_holders_delivery(policy: str, wish: str, state: State, held_by: str) -> None:

@@ -122,11 +122,12 @@ def test_counts_tell_ready_from_deferred_and_leave_history_out(
     bench: Bench, reader: Reader
 ) -> None:
     first = bench.clock.utcnow()
-    messages = [bench.put() for _ in range(6)]
+    messages = [bench.put() for _ in range(7)]
     bench.rows("UPDATE delivery SET state = 1, due = due + ? WHERE id = ?", DAY, messages[0])
     bench.rows("UPDATE delivery SET state = 4 WHERE id = ?", messages[1])
     bench.rows("UPDATE delivery SET state = 5 WHERE id = ?", messages[2])
     bench.do(Ask("hold", (messages[3],)))
+    bench.do(Ask("delete", (messages[6],)))
     bench.do(TakeLeases(ALERTS, 1))
     counts = reader.counts()
     assert counts.by_state == {
