@@ -41,6 +41,9 @@ def decided(lease: Lease, settlement: Settlement, now: datetime) -> None:
         fields |= {"reason": reason, "status": settlement.http_status, "text": settlement.text}
     if settlement.failed_recipients and settlement.state is not State.FAILED:
         fields["failed_recipients"] = _some_of(list(settlement.failed_recipients))
+        metrics.count(
+            "relayd_recipients_left_out_total", len(settlement.failed_recipients), upstream=upstream
+        )
     match settlement.state:
         case State.SENT:
             queued_s = (now - lease.accepted_at).total_seconds()

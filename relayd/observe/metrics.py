@@ -96,6 +96,9 @@ METRICS: Final[Mapping[str, Metric]] = {
     "relayd_quota_used_ratio": Metric(
         "gauge", "Part of an Exchange limit used, 0 to 1.", ("mailbox", "limit"), fold="max"
     ),
+    "relayd_recipients_left_out_total": Metric(
+        "counter", "Recipients given up of messages that went to others.", ("upstream",)
+    ),
     "relayd_send_seconds": Metric(
         "histogram", "One Graph or SMTP call, seconds.", ("upstream",), _CALL_SECONDS
     ),

@@ -58,6 +58,8 @@ def test_long_lists_of_failed_recipients_are_cut_in_the_log(scene: Scene) -> Non
     scene.settle()
 
     assert str(scene.line("message.sent")["failed_recipients"]).endswith("and 4 more")
+    assert total("relayd_recipients_left_out_total") == 9
+    assert total("relayd_messages_failed_total") == 0
 
 
 def test_the_outage_is_told_with_its_cause_and_what_to_do(scene: Scene) -> None:
