@@ -201,7 +201,9 @@ class Operator:
                 row["token_expires_s"] = expiries[one.name]
             if one.resting:
                 mailbox, longest_s = max(one.resting.items(), key=lambda item: item[1])
-                row["cause"] = f"{mailbox} must rest {round(longest_s)} s more, Exchange said"
+                row["cause"] = (
+                    f"{mailbox} rests for {round(longest_s)} s more; relayd queue list says why"
+                )
             if one.state != "up":
                 outage = Outage(one.cause, one.text, one.retry_in_s)
                 row["why"], row["do"] = outage_words(one.name, outage)

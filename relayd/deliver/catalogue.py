@@ -122,6 +122,9 @@ _LARGE: Final = (
 )
 _WAIT: Final = "Nothing: relayd waits as long as Microsoft asks."
 
+_WEB_PAGE: Final = "web-page"
+"""Our own code. Graph says in JSON why it refuses, so this is not the mailbox's fault."""
+
 ENTRIES: Final[tuple[Entry, ...]] = (
     # --- what Graph and Exchange say -----------------------------------------------------
     _row("", 202, Verdict.SENT, "Microsoft took the message; it is queued there."),
@@ -416,6 +419,14 @@ ENTRIES: Final[tuple[Entry, ...]] = (
         "The proxy wants a login.",
         "Put the proxy's user and password into [http] proxy, or let this host through.",
     ),
+    _row(
+        _WEB_PAGE,
+        None,
+        Verdict.BUSY,
+        "A filter or portal on the way answered with a web page; Microsoft was not asked.",
+        "Let this host reach graph.microsoft.com on port 443 without a filter or a login:"
+        " relayd doctor",
+    ),
     _row("", 408, Verdict.AMBIGUOUS, "Time-out at Microsoft; the message may have gone."),
     _row(
         "",
@@ -542,6 +553,7 @@ _BY_STATUS: Final[Mapping[int | None, Entry]] = {row.status: row for row in ENTR
 _TOO_LARGE: Final = _BY_CODE["requesttoolarge"]
 _DOWN: Final = _BY_STATUS[503]
 _TAKEN: Final = 202
+_REFUSALS: Final = frozenset({403, 404})
 
 
 def explain(code: str, status: int | None = None) -> Entry | None:
@@ -593,7 +605,7 @@ def classify(
     codes, text, inner_id = _read_body(body, headers.get("content-type", ""))
     answer = Answer(
         status=status,
-        code=_deciding(codes),
+        code=_deciding(codes) or (_WEB_PAGE if _is_a_portals(status, headers, body) else ""),
         request_id=_request_id(headers) or bounded(inner_id),
         text=text,
     )
@@ -714,6 +726,13 @@ def _read_body(body: bytes, content_type: str) -> tuple[list[str], str, str]:
 def _text_of(node: object, key: str) -> str:
     value = node.get(key) if isinstance(node, dict) else None
     return bounded(value) if isinstance(value, str) else ""
+
+
+def _is_a_portals(status: int, headers: Mapping[str, str], body: bytes) -> bool:
+    """Tell whether a refusal came from something on the way."""
+    if status not in _REFUSALS or not body.strip():
+        return False
+    return "html" in headers.get("content-type", "").lower() or b"<html" in body[:1024].lower()
 
 
 def _not_json(body: bytes, content_type: str) -> str:

@@ -99,7 +99,35 @@ def test_a_status_alone_is_enough(status: int, body: bytes) -> None:
     outcome = classed(status, body)
 
     assert outcome == classify(status, {}, b"", 0.1) or outcome.answer.text
-    assert outcome.answer.code == ""
+    assert outcome.answer.code == ("web-page" if status in (403, 404) and b"<" in body else "")
+
+
+@pytest.mark.parametrize(
+    ("status", "content_type", "body"),
+    [
+        (403, "text/html; charset=utf-8", b"Blocked"),
+        (404, "", b"\r\n<!DOCTYPE html><HTML><title>Not found</title>"),
+    ],
+)
+def test_a_filter_on_the_way_refuses_for_no_mailbox(
+    status: int, content_type: str, body: bytes
+) -> None:
+    outcome = classify(status, {"content-type": content_type}, body, 0.1)
+
+    assert isinstance(outcome, Deferred)
+    assert (outcome.whole_mailbox, outcome.whole_upstream) == (True, False)
+    assert outcome.answer.code == "web-page"
+    row = explain("web-page")
+    assert row is not None
+    assert "filter" in row.words
+
+
+def test_what_is_no_page_is_microsofts_own_refusal() -> None:
+    assert isinstance(classify(403, {"content-type": "text/html"}, b" ", 0.1), Misconfigured)
+    xml = b"<m:error><m:code>Forbidden</m:code></m:error>"
+    assert isinstance(classify(403, {"content-type": "application/xml"}, xml, 0.1), Misconfigured)
+    coded = classify(403, {"content-type": "text/html"}, error("ErrorAccessDenied"), 0.1)
+    assert coded.answer.code == "ErrorAccessDenied"
 
 
 @pytest.mark.parametrize("status", [200, 201, 204])
