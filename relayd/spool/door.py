@@ -27,7 +27,7 @@ from relayd.config import resolve
 from relayd.config.model import Spool
 from relayd.errors import ConfigError, LeaseLost, SpoolFull, SpoolUnavailable
 from relayd.observe import metrics
-from relayd.spool import moves
+from relayd.spool import fit, moves
 from relayd.spool.accepting import Accept, Birth, Undo, message_row
 from relayd.spool.content import Crash, unavailable
 from relayd.spool.draft import SqliteDraft
@@ -138,16 +138,8 @@ def spool_path(url: str) -> str:
 def _own_folder(folder: str) -> None:
     """Make the folder, or see that nobody else can read it."""
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    mode = os.stat(folder).st_mode & 0o777
-    if mode & 0o077:
-        raise ConfigError(
-            [
-                (
-                    f"[spool] url: {folder} is open to others (mode {mode:o}) and would hold mail; "
-                    f"give the spool a folder of its own, or: chmod 700 {folder}"
-                )
-            ]
-        )
+    if openness := fit.openness(folder):
+        raise ConfigError([openness])
 
 
 def _policy(settings: Spool, ambiguous: Mapping[str, str]) -> Policy:

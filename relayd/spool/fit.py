@@ -47,9 +47,26 @@ def header(path: str) -> Header | None:
     return Header(version, program, size)
 
 
+def openness(folder: str) -> str:
+    """Return why no mail is put into `folder`: others could read it; "" if not, or not there."""
+    try:
+        mode = os.stat(folder).st_mode & 0o777
+    except OSError:
+        return ""
+    if not mode & 0o077:
+        return ""
+    return (
+        f"[spool] url: {folder} is open to others (mode {mode:o}) and would hold mail; "
+        f"give the spool a folder of its own, or: chmod 700 {folder}"
+    )
+
+
 def problems(config: Config) -> list[str]:
     """Return why this code cannot work on the spool of a configuration."""
     path, told = _look(config)
+    openly = openness(os.path.dirname(path)) if path else ""
+    if openly:
+        return [openly]
     if told is None:
         return []
     if told.schema > schema.version():

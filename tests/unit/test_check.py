@@ -34,7 +34,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has others'
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for name in ("run", "state", "spool"):
-        (tmp_path / name).mkdir()
+        (tmp_path / name).mkdir(mode=0o700)
     return tmp_path
 
 
@@ -303,7 +303,7 @@ def test_what_the_units_sandbox_hides_is_told(
     monkeypatch.setattr(check_room, "_BOOTED", str(folder))
     monkeypatch.setattr(check_room, "_HIDDEN", (str(folder / "home"),))
     for name in ("home", "tls"):
-        (folder / name).mkdir()
+        (folder / name).mkdir(mode=0o700)
         (folder / name / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
     check(put(folder, f'[http]\nca_file = "{folder}/tls/ca.pem"'))
     path = put(folder, f'[http]\nca_file = "{folder}/home/ca.pem"')

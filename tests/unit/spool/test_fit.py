@@ -86,3 +86,16 @@ def test_only_additions_are_made_beside_a_running_relay(
 
 def test_check_asks() -> None:
     assert fit.__name__ in check.ROOMS
+
+
+@pytest.mark.parametrize(("mode", "shown"), [(0o755, "755"), (0o710, "710")])
+def test_a_folder_that_others_may_read_is_refused_before_the_start(
+    path: Path, mode: int, shown: str
+) -> None:
+    path.parent.chmod(mode)
+    (problem,) = fit.problems(config(path))
+    assert f"{path.parent} is open to others (mode {shown})" in problem
+    assert problem.endswith(f"chmod 700 {path.parent}")
+    path.parent.chmod(0o700)
+    assert fit.problems(config(path)) == []
+    assert fit.openness(str(path.parent / "missing")) == ""
