@@ -89,9 +89,11 @@ A_CLIENT = Client.__new__(Client)
 """Somebody who asks; `Master.replies` has what he hears."""
 
 
-def a_master(folder: Path, environ: Mapping[str, str] | None = None) -> Iterator[Master]:
+def a_master(
+    folder: Path, environ: Mapping[str, str] | None = None, **config: object
+) -> Iterator[Master]:
     """Yield a master and leave no process behind; for fixtures."""
-    master = Master(folder, environ or {})
+    master = Master(folder, environ or {}, **config)
     try:
         yield master
     finally:

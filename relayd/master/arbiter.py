@@ -89,6 +89,7 @@ class Arbiter:
         self._turn_away = TurnAway(selector, clock=clock)
         self._stop_askers: list[Client] = []
         self._head_start_until = math.inf
+        self._served_at = -math.inf  # after a re-exec with no worker that serves: not yet again
         self._watchdog_at = 0.0
 
     # -- the loop ------------------------------------------------------------------------
@@ -166,21 +167,23 @@ class Arbiter:
             self._reload.begin()
         elif self._may_reexec():
             self._reexec.begin()
+        self._stand_in(now)  # before a reload closes what it watches
         self._reload.go_on(now)
         self._reexec.go_on(now)
-        self._stand_in()
 
-    def _stand_in(self) -> None:
-        """Answer who connects while no worker can start, so that nobody waits for a banner."""
+    def _stand_in(self, now: float) -> None:
+        """Answer who connects while no worker serves, so that nobody waits for a banner."""
         house, turn_away = self.house, self._turn_away
         # Workers on their way out accept nobody either.
         if any(c.kind == "worker" and c.life is Life.READY for c in house.household.children()):
+            self._served_at = now
             if turn_away.is_on:
                 house.log.info("relay.turned_away", connections=turn_away.cease())
         elif turn_away.is_on:
             turn_away.go_on()
-        elif house.current.fails:
-            house.log.error("relay.unavailable", reason=house.troubles.newest)
+        elif now - self._served_at >= house.timings.unserved_s:
+            reason = house.household.trouble or "the workers are starting still"
+            house.log.error("relay.unavailable", reason=reason)
             turn_away.begin(house.current.listening, implicit=self._implicit(), words=NOT_AVAILABLE)
 
     def _implicit(self) -> list[str]:
@@ -201,6 +204,7 @@ class Arbiter:
     def _begin(self) -> None:
         house = self.house
         house.household.crews = [house.cached]
+        self._served_at = house.now()
         self._head_start_until = house.now() + house.timings.cached_head_start_s
         house.log.info("process.started", version=__version__, pid=os.getpid())
 

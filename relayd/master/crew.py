@@ -5,8 +5,8 @@
 
 Only bookkeeping: no fork, no kill, no clock of its own. The arbiter asks `due(now)` whom to
 fork, tells `settled` and `buried` what happened, and gets the next moment to look again.
-A child that dies is replaced at once; if it dies again before it lived for a minute, after
-1, 2, 4 … 30 s, so that one that cannot start does not eat the machine.
+A child that dies is replaced at once; if it dies again before it lived for a minute, or never
+served, after 1, 2, 4 … 30 s, so that one that cannot start does not eat the machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from relayd.master.sockets import Bound
 
 BACK_OFF_S: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 SOUND_LIFE_S: Final = 60.0
-_FEW_FAILURES: Final = 4
 MOST_WORKERS: Final = 50
 
 
@@ -55,6 +54,7 @@ class Child:
     born_at:  monotonic seconds.
     deadline: monotonic moment at which SIGKILL follows; inf: none.
     told:     it was sent what `life` says (drain); an undelivered packet is sent again.
+    reason:   why it cannot serve, in its own words.
     figures:  its last status packet; heard_at: when it came, monotonic seconds.
     """
 
@@ -70,6 +70,7 @@ class Child:
     deadline: float = math.inf
     told: bool = True
     reason: str = ""
+    has_served: bool = False
     figures: dict[str, Json] = field(default_factory=dict)
     heard_at: float = 0.0
 
@@ -83,6 +84,7 @@ class Child:
         if to not in NEXT[self.life]:
             raise ValueError(f"{self.name}: {self.life.value} to {to.value}")
         self.life = to
+        self.has_served |= to is Life.READY
 
 
 @dataclass(slots=True, eq=False)
@@ -132,11 +134,6 @@ class Crew:
         )
 
     @property
-    def fails(self) -> bool:
-        """True when every post was filled in vain so often that the next try is 8 s away."""
-        return all(post.failures > _FEW_FAILURES for post in self.posts.values())
-
-    @property
     def is_gone(self) -> bool:
         """True when no child is left."""
         return not any(True for _ in self.children())
@@ -180,7 +177,7 @@ class Crew:
         post.child = None
         if self.is_leaving:
             return -1.0
-        if now - child.born_at >= SOUND_LIFE_S:
+        if child.has_served and now - child.born_at >= SOUND_LIFE_S:
             post.failures = 0
         if child.life is Life.DRAINING:
             # It was told to go (cached, after an upgrade): no failure of its own.

@@ -55,7 +55,10 @@ class News(NamedTuple):
 
 
 class Household:
-    """Owned by the master's loop. others: the loop's own things that a child must not keep."""
+    """Owned by the master's loop. others: the loop's own things that a child must not keep.
+
+    trouble: why a worker could not serve, as far as it is known since one last began to.
+    """
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class Household:
         self.callers = Callers()
         self.errors: list[recent.Row] = []
         self.unclaimed: list[int] = []
+        self.trouble = ""
         self._launch = launch
         self._timings = launch.timings
         self._log = log
@@ -164,10 +168,13 @@ class Household:
             self.board.clear(child.row)
             self._free_rows.add(child.row)
         self._retire(child)
+        how = how_it_ended(status)
         if child.kind == "worker":
             self.unclaimed.append(pid)
+        if child.kind == "worker" and (child.life is not Life.DRAINING or status != 0):
+            self.trouble = f"{child.name}: {child.reason or how}"
         self._tell_death(child, status, delay, now)
-        self._news.append(News(What.DIED, child, how_it_ended(status), status))
+        self._news.append(News(What.DIED, child, how, status))
         return True
 
     def send_to_worker(self, crew: Crew, packet: Frame, fds: tuple[int, ...] = ()) -> bool:
@@ -199,6 +206,7 @@ class Household:
 
     def _abort(self, child: Child, now: float, silent_s: float) -> None:
         self._log.error("child.silent", child=child.name, pid=child.pid, silent_s=round(silent_s))
+        self.trouble = f"{child.name} hangs"
         child.move(Life.ABORTED)
         child.deadline = min(child.deadline, now + self._timings.abort_grace_s)
         self._signal(child, signal.SIGABRT)
@@ -217,6 +225,7 @@ class Household:
     def _birth(self, crew: Crew, number: int, now: float) -> None:
         if not self._free_rows:
             self._births_stopped_until = now + self._timings.tick_s
+            self.trouble = "those on their way out have taken every place"
             return
         row = min(self._free_rows)
         self.serial += 1
@@ -235,6 +244,7 @@ class Household:
             # No memory, process or descriptor to be had: the next try may have better luck.
             self._births_stopped_until = now + self._timings.tick_s
             self._log.error("child.unborn", child=crew.kind, error=error)
+            self.trouble = f"cannot fork: {error.strerror}"
             return
         self._free_rows.discard(row)
         crew.posts[number].child = child
@@ -291,6 +301,8 @@ class Household:
         match members.get("event"):
             case "ready" if child.life is Life.STARTING:
                 child.move(Life.READY)
+                if child.kind == "worker":
+                    self.trouble = ""
                 self._log.info("child.ready", child=child.name, pid=child.pid)
                 self._news.append(News(What.READY, child))
             case "opening" if child.life is Life.STARTING:

@@ -28,6 +28,7 @@ class Timings:
     ready_within_s: float = 30.0  # a new generation; later: the reload is refused
     cached_head_start_s: float = 10.0  # workers wait for cached, but not for ever
     check_within_s: float = 60.0
+    unserved_s: float = 10.0  # no worker serves for so long: who connects is told so
     bind_retry_s: float = 5.0  # a killed master's children need so long to leave
 
 

@@ -56,12 +56,7 @@ class Troubles:
 
     def last(self) -> str:
         """Return the last one, as the end of a line; "" if there was none."""
-        return f"; last trouble: {self.newest}" if self._last else ""
-
-    @property
-    def newest(self) -> str:
-        """Its text; "" if there was none."""
-        return self._last[-1].text if self._last else ""
+        return f"; last trouble: {self._last[-1].text}" if self._last else ""
 
     def shown(self) -> list[Frame]:
         """Return them for the status, oldest first."""

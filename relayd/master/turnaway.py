@@ -5,8 +5,8 @@ then. Without this a connection that the kernel has taken in already would be re
 copy of the socket closes, and one that comes later be refused; a device reads 421 as "try again",
 some read the other two as "broken".
 
-While no worker can start: the kernel takes connections in all the same, and a device would wait
-for a banner until its patience ends.
+While no worker serves: the kernel takes connections in all the same, and a device would wait for
+a banner until its patience ends.
 
 On a listener with implicit TLS nothing can be said before a handshake: it is closed.
 
@@ -38,11 +38,12 @@ _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class TurnAway:
     """Accepts in the workers' stead; owns the sockets of a relay that stops.
 
-    count: how many were turned away since `begin`.
+    count: how many were turned away since `begin`. is_on: from `begin` to `cease` or `end`.
     """
 
     def __init__(self, selector: selectors.BaseSelector, *, clock: Clock = SYSTEM) -> None:
         self.count = 0
+        self.is_on = False
         self._selector = selector
         self._clock = clock
         self._bound: dict[int, Bound] = {}
@@ -50,16 +51,12 @@ class TurnAway:
         self._words = SHUTTING_DOWN
         self._paused_until = float("-inf")
 
-    @property
-    def is_on(self) -> bool:
-        """True from `begin` to `cease` or `end`."""
-        return bool(self._bound)
-
     def begin(
         self, bound: Iterable[Bound], *, implicit: Iterable[str], words: bytes = SHUTTING_DOWN
     ) -> None:
         """Answer `words` from now on. implicit: names of the listeners that speak TLS at once."""
         self._unwatch()
+        self.is_on = True
         self._words = words
         self._silent = frozenset(implicit)
         self._bound = {one.fd: one for one in bound if one.fd >= 0}
@@ -69,6 +66,7 @@ class TurnAway:
         """Leave the sockets to workers again; returns how many were turned away."""
         self._unwatch()
         self._bound = {}
+        self.is_on = False
         count, self.count = self.count, 0
         return count
 
@@ -84,6 +82,7 @@ class TurnAway:
         self._unwatch()
         sockets.close_all(self._bound.values())
         self._bound = {}
+        self.is_on = False
 
     def _watch(self) -> None:
         known = self._selector.get_map()

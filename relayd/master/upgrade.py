@@ -312,6 +312,7 @@ def _settings(row: dict[str, Any]) -> Settings:
 def _decode_child(row: dict[str, Any], crew: Crew) -> Child:
     channel = socket.socket(fileno=_cloexec(row["channel"])) if row["channel"] >= 0 else _closed()
     channel.setblocking(False)
+    life = Life(row["life"])
     return Child(
         pid=row["pid"],
         kind=crew.kind,
@@ -321,7 +322,8 @@ def _decode_child(row: dict[str, Any], crew: Crew) -> Child:
         generation=crew.generation,
         channel=Channel(channel),
         born_at=row["born_at"],
-        life=Life(row["life"]),
+        life=life,
+        has_served=life is not Life.STARTING,
         deadline=math.inf if row["deadline"] is None else row["deadline"],
         figures=row.get("figures", {}),  # totals do not go back meanwhile
     )

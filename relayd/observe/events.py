@@ -75,7 +75,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "relay.ready": "All workers serve: the relay takes mail.",
     "relay.stopping": "The relay was told to stop and finishes what is under way.",
     "relay.turned_away": "While the relay stopped, or no worker could start, `connections=` who came were answered 421.",
-    "relay.unavailable": "No worker can start; who connects is answered 421 until one does. `reason=` is the last trouble.",
+    "relay.unavailable": "No worker has served for 10 s; who connects is answered 421 until one does. `reason=` says what is known of why.",
     "reload.done": "The new configuration is in force.",
     "reload.refused": "The new configuration has problems; the old one stays in force.",
     "reload.waiting": "A reload waits until the workers before the present ones have gone.",

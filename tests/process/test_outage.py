@@ -581,7 +581,8 @@ def test_what_is_too_large_is_refused_before_and_at_the_dot_and_nothing_is_kept(
         assert list((relay.folder / "spool").rglob("*.eml")) == []
 
 
-@pytest.mark.slow(20)
+@pytest.mark.slow(25)
+@pytest.mark.timeout(300)
 def test_where_no_worker_can_open_the_spool_devices_are_answered_until_one_can(
     tmp_path: Path, sandbox: SandboxProcess
 ) -> None:
@@ -591,6 +592,7 @@ def test_where_no_worker_can_open_the_spool_devices_are_answered_until_one_can(
         for pid in relay.pids("worker"):
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: relay.lines("relay.unavailable"), seconds=120)
+        assert "is open to others" in relay.lines("relay.unavailable")[0]
         with pytest.raises(smtplib.SMTPConnectError) as told:
             smtplib.SMTP("127.0.0.1", relay.port, timeout=60)
         assert (told.value.smtp_code, told.value.smtp_error) == (
@@ -603,6 +605,29 @@ def test_where_no_worker_can_open_the_spool_devices_are_answered_until_one_can(
         submit(relay.port, "after")
         relay.wait_empty()
         assert [one.x_field("X-Load-Id") for one in sandbox.client.messages()] == ["after"]
+
+
+@pytest.mark.slow(30)
+@pytest.mark.timeout(300)
+def test_new_code_that_finds_no_worker_serving_answers_devices_at_once(
+    tmp_path: Path, sandbox: SandboxProcess
+) -> None:
+    with a_relay(tmp_path, sandbox) as relay:
+        wait_until(lambda: relay.lines("relay.ready"))
+        database = relay.folder / "spool" / "spool.db"
+        kept = database.rename(database.with_name("kept"))
+        database.mkdir()  # `check` does not look into it, so an upgrade goes through
+        for pid in relay.pids("worker"):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: relay.lines("relay.unavailable"), seconds=120)
+        os.kill(relay.pid, signal.SIGUSR2)
+        wait_until(lambda: relay.lines("upgrade.done"), seconds=60)
+        wait_until(lambda: len(relay.lines("relay.unavailable")) == 2)
+        since = relay.log().partition("upgrade.done")[2]
+        assert "child.failed" not in since.partition("relay.unavailable")[0], "not at once"
+        database.rmdir()
+        kept.rename(database)
+        wait_until(relay.is_up, seconds=120)
 
 
 FEW_FILES = """

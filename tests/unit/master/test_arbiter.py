@@ -7,12 +7,14 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from relayd.master import sockets, spawn
 from relayd.master.crew import Life, Post
 from relayd.master.frames import done
 from relayd.master.house import Phase
@@ -62,23 +64,56 @@ def heard(master: Master) -> bytes:
         return device.recv(1000)
 
 
-def lose_worker(master: Master, *, failures: int) -> Post:
-    """Kill the worker, as if it had failed so often before; returns its post."""
+def lose_worker(master: Master, *, unserved_s: float = 60.0) -> Post:
+    """Kill the worker, as if none had served for so long, the next 8 s away; returns its post."""
     (post,) = master.house.current.posts.values()
     assert post.child is not None
-    post.failures = failures
+    post.failures = 4
     os.kill(post.child.pid, signal.SIGKILL)
     master.until(lambda: post.child is None)
+    master.arbiter._served_at -= unserved_s
     return post
+
+
+def reason(master: Master) -> str:
+    """Return why the log says that nobody serves."""
+    master.until(lambda: "relay.unavailable" in master.log())
+    return master.log().partition("relay.unavailable")[2].splitlines()[0]
+
+
+def turns(master: Master, seconds: float = 0.5) -> int:
+    """Return how often the loop turns meanwhile."""
+    count, end = 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        master.arbiter._turn()
+        count += 1
+    return count
+
+
+def filled(master: Master, post: Post) -> None:
+    """Wait until somebody is at a post, who need not serve."""
+    master.until(lambda: post.child is not None)
+
+
+def reloaded(master: Master) -> None:
+    """Wait for the end of a reload."""
+    master.until(lambda: master.replies)
+
+
+def a_port() -> int:
+    """Return a port that nobody has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def test_while_no_worker_can_start_who_connects_is_told_so(master: Master) -> None:
     master.start()
-    post = lose_worker(master, failures=4)
+    post = lose_worker(master)
     assert heard(master) == NOT_AVAILABLE
     assert heard(master) == NOT_AVAILABLE
     assert master.log().count("relay.unavailable") == 1
-    assert "SIGKILL" in master.log().partition("relay.unavailable")[2].splitlines()[0]
+    assert "worker 1: SIGKILL" in reason(master)
     post.due_at = 0.0
     master.until(lambda: "relay.turned_away" in master.log())
     assert "connections=2" in master.log().partition("relay.turned_away")[2].splitlines()[0]
@@ -91,7 +126,7 @@ def test_where_tls_comes_first_nothing_is_said_in_clear(master: Master) -> None:
     settings = current.config.settings
     implicit = tuple(replace(one, tls="implicit") for one in settings.listeners)
     current.config = replace(current.config, settings=replace(settings, listeners=implicit))
-    lose_worker(master, failures=4)
+    lose_worker(master)
     assert heard(master) == b""
     assert "relay.unavailable" in master.log()
     master.arbiter.act_on(signal.SIGTERM)
@@ -106,7 +141,7 @@ def test_without_descriptors_it_goes_on_answering_later(
         raise OSError(errno.EMFILE, "Too many open files")
 
     master.start()
-    lose_worker(master, failures=4)
+    lose_worker(master)
     master.until(lambda: "relay.unavailable" in master.log())
     with monkeypatch.context() as scarce:
         scarce.setattr(socket.socket, "accept", none_left)
@@ -118,7 +153,7 @@ def test_without_descriptors_it_goes_on_answering_later(
 
 def test_for_a_worker_that_will_be_back_in_seconds_devices_wait(master: Master) -> None:
     master.start()
-    post = lose_worker(master, failures=3)
+    post = lose_worker(master, unserved_s=5.0)
     master.arbiter._turn()
     post.due_at = 0.0
     assert heard(master) != NOT_AVAILABLE
@@ -127,11 +162,70 @@ def test_for_a_worker_that_will_be_back_in_seconds_devices_wait(master: Master) 
 
 def test_a_stop_while_no_worker_can_start_has_the_last_word(master: Master) -> None:
     master.start()
-    lose_worker(master, failures=4)
+    lose_worker(master)
     assert heard(master) == NOT_AVAILABLE
     master.arbiter.act_on(signal.SIGTERM)
     assert heard(master) == SHUTTING_DOWN
     master.until(master.arbiter._is_over)
+
+
+def test_a_worker_that_says_why_it_cannot_serve_is_quoted(tmp_path: Path) -> None:
+    for master in a_master(tmp_path, behaviour="fail"):
+        master.arbiter._begin()
+        while "child.died" not in master.log():
+            master.arbiter._turn()
+        master.arbiter._served_at -= 60
+        assert 'reason="worker 1: no spool today"' in reason(master)
+
+
+def test_what_was_wrong_is_forgotten_when_a_worker_serves(master: Master) -> None:
+    master.start()
+    lose_worker(master).due_at = 0.0
+    assert master.house.household.trouble == "worker 1: SIGKILL"
+    master.until(lambda: "relay.turned_away" in master.log())
+    assert master.house.household.trouble == ""
+
+
+def test_a_worker_that_cannot_be_forked_is_as_one_that_died(
+    master: Master, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object, **__: object) -> int:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    master.start()
+    with monkeypatch.context() as scarce:
+        scarce.setattr(spawn, "fork", none)
+        lose_worker(master).due_at = 0.0
+        master.until(lambda: "child.unborn" in master.log())
+        assert "cannot fork: Resource temporarily unavailable" in master.house.household.trouble
+        assert heard(master) == NOT_AVAILABLE
+
+
+def test_without_a_listener_it_is_said_once_that_nobody_serves(master: Master) -> None:
+    master.start()
+    sockets.close_all(master.house.current.listening)
+    master.house.current.listening = ()
+    lose_worker(master)
+    reason(master)
+    turns(master)
+    assert master.log().count("relay.unavailable") == 1
+
+
+def test_a_listener_that_a_reload_ends_is_not_watched_any_more(tmp_path: Path) -> None:
+    opened, old = tmp_path / "opened", a_port()
+    opened.touch()
+    for master in a_master(tmp_path, behaviour="slow", addresses=[f"127.0.0.1:{old}"]):
+        master.start()
+        opened.unlink()
+        post = lose_worker(master)
+        assert heard(master) == NOT_AVAILABLE
+        post.due_at = 0.0
+        filled(master, post)  # it opens a large spool; the old socket lives on in it
+        master.write(behaviour="", addresses=[f"127.0.0.1:{a_port()}"])
+        master.arbiter.ask_reload(A_CLIENT)
+        reloaded(master)
+        with socket.create_connection(("127.0.0.1", old)):
+            assert turns(master) < 200, "a loop that sleeps turns 50 times a second"
 
 
 def test_stopping_twice_or_fast_is_a_matter_of_seconds(master: Master) -> None:

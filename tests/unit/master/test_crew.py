@@ -85,7 +85,9 @@ def test_a_minute_of_life_is_a_clean_record() -> None:
     crew = a_crew(1)
     for now in (0.0, 1.0, 2.0):
         crew.buried(a_child(crew, 1, now), now)
-    assert crew.buried(a_child(crew, 1, 10.0), 70.0) == 0.0
+    child = a_child(crew, 1, 10.0)
+    child.move(Life.READY)
+    assert crew.buried(child, 70.0) == 0.0
     assert crew.buried(a_child(crew, 1, 70.0), 71.0) == 1.0
 
 
@@ -143,11 +145,12 @@ def test_a_child_that_was_told_to_go_did_not_fail() -> None:
     assert crew.buried(a_child(crew, 1, 1.0), 2.0) == 0.0
 
 
-def test_a_crew_fails_when_each_of_its_posts_was_filled_in_vain_five_times() -> None:
-    crew = a_crew(2)
-    for number in (1, 2):
-        for _ in range(5):
-            assert not crew.fails
-            crew.buried(a_child(crew, number), 1.0)
-    assert crew.fails
-    assert BACK_OFF_S[4] == 8.0, "as far away is the next try"
+def test_a_life_without_service_is_no_sound_one() -> None:
+    crew = a_crew()
+    delays = []
+    for lives in range(4):
+        child = a_child(crew, 1, 100.0 * lives)
+        if lives == 3:
+            child.move(Life.READY)
+        delays.append(crew.buried(child, 100.0 * lives + 90))
+    assert delays == [0.0, 1.0, 2.0, 0.0]
