@@ -141,6 +141,8 @@ def check(path: str, host: Host = THIS_HOST, *, is_relay: bool = False) -> Check
     problems = [tree.word(each) for each in _host_problems(config, host)]
     problems += [tree.word(each) for each in _ca_problems(config, path, user, host)]
     warnings = [tree.word(each) for each in _host_warnings(config, host)]
+    if is_relay or not is_installed(path):  # the unit has limits of its own
+        warnings += [tree.word(each) for each in _file_warnings(config, host)]
     for name in ROOMS:
         room = importlib.import_module(name)
         with seen_by(user if name == _TLS_ROOM else None):
@@ -343,7 +345,6 @@ def _host_warnings(config: Config, host: Host) -> Iterator[Problem]:
         text = f"lies on {kind}: accepted mail does not survive a restart of this host"
         yield Problem(("spool", "url"), text)
     yield from _room_warnings(config, host)
-    yield from _file_warnings(config, host)
     if not os.path.exists(os.path.join(config.server.state_dir, "users.toml")):
         yield from whole.nobody_may_send(config)
     yield from _admin_warnings(config)
@@ -389,8 +390,9 @@ def _file_warnings(config: Config, host: Host) -> Iterator[Problem]:
     most = files.for_connections(wanted, openable)
     if most < wanted:
         text = (
-            f"{wanted} need more than the {openable} files that may be open here: more than {most} "
-            "at once are refused with 421; raise LimitNOFILE of the unit, or ulimit -Hn"
+            f"{wanted} may need more than the {openable} files that may be open here, two each: "
+            f"more than {most} at once are refused with 421; raise LimitNOFILE of the unit, or "
+            "ulimit -Hn"
         )
         yield Problem(("limits", "max_connections"), text)
 

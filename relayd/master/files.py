@@ -26,9 +26,9 @@ def allow() -> None:
 
 
 def most() -> int:
-    """Return how many files a relay that is started from here will have: at most ENOUGH."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return min(_count(hard), ENOUGH)
+    """Return how many files a relay that is started from here will have: ENOUGH, if it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(_count(soft), min(_count(hard), ENOUGH))
 
 
 def allowed() -> int:
@@ -40,10 +40,11 @@ def allowed() -> int:
 def for_connections(wanted: int, files: int) -> int:
     """Return how many connections a process may have that may open so many files; at least one.
 
-    What is left over is for the way out, the spool and the log: with none of it a relay would
-    take mail in and send nothing.
+    One that sends something large has two: its socket and the spool's file. What is left over is
+    for the way out, the spool and the log: with none of it a relay would take mail in and send
+    nothing.
     """
-    return max(1, min(wanted, max(files - _OTHERS, files // 2)))
+    return max(1, min(wanted, max((files - _OTHERS) // 2, files // 4)))
 
 
 def _count(limit: int) -> int:

@@ -35,11 +35,19 @@ def left_behind(state_dir: str, path: str) -> str:
     former = _remembered(mark)
     if former == path:
         return ""
-    words = _words(former, path) if former else ""
+    words = _words(former, path) if former and not _is_same(former, path) else ""
     if not words:
         with contextlib.suppress(OSError):
             whole.replace(mark, os.fsencode(path) + b"\n", mode=0o600)
     return words
+
+
+def _is_same(former: str, path: str) -> bool:
+    """Tell whether both name one file, as by a link or another spelling."""
+    try:
+        return os.path.samefile(former, path)
+    except OSError:
+        return False
 
 
 def _words(former: str, path: str) -> str:

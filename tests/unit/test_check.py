@@ -151,9 +151,20 @@ def test_more_slashes_than_needed_are_not_shown(folder: Path) -> None:
 def test_more_connections_than_files_may_be_open_are_warned_of(folder: Path) -> None:
     path = put(folder, "[limits]\nmax_connections = 900")
     (warning,) = host_warnings(path, Odd(open_files=1024))
-    assert "[limits] max_connections: 900 need more than the 1024 files" in warning
-    assert "more than 768 at once are refused with 421" in warning
-    assert host_warnings(path, Odd(open_files=1156)) == []
+    assert "[limits] max_connections: 900 may need more than the 1024 files" in warning
+    assert "more than 384 at once are refused with 421" in warning
+    assert host_warnings(path, Odd(open_files=2056)) == []
+
+
+def test_the_files_a_shell_may_open_say_nothing_of_the_unit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(folder, "[limits]\nmax_connections = 900")
+    monkeypatch.setattr(check_room, "INSTALLED", str(folder))
+    monkeypatch.setattr(check_room, "relay_user", lambda *_: None)
+    assert host_warnings(path, Odd(open_files=1024)) == []
+    warnings = check(path, Odd(open_files=1024), is_relay=True).warnings
+    assert any("max_connections" in each for each in warnings)
 
 
 def test_what_a_relay_from_here_may_open_is_asked_of_the_system() -> None:

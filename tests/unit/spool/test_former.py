@@ -43,6 +43,15 @@ def test_the_first_spool_is_remembered_and_nothing_told(state: Path) -> None:
     assert left_behind(str(state), NOW) == ""
 
 
+def test_another_name_of_the_same_database_is_no_former_one(state: Path, tmp_path: Path) -> None:
+    now = old_spool(tmp_path / "old", waiting=1)
+    (tmp_path / "link").symlink_to(tmp_path / "old")
+    for other in (f"{tmp_path}//old/spool.db", f"{tmp_path}/link/spool.db"):
+        (state / "spool").write_text(other + "\n")
+        assert left_behind(str(state), now) == ""
+        assert (state / "spool").read_text() == now + "\n"
+
+
 def test_mail_that_waits_in_the_former_spool_is_told_until_it_is_gone(
     state: Path, tmp_path: Path
 ) -> None:
