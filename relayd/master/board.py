@@ -145,6 +145,10 @@ class Row:
         fewest = self._board.fewest()
         return fewest is not None and self._board.connections(self._number) > fewest * 1.5 + 1
 
+    def others(self) -> int:
+        """Return the connections of all other rows."""
+        return self._board.connections() - self._board.connections(self._number)
+
     def enter(self, device: str) -> bool:
         """Count one connection in for `device`; False when a limit is reached, none counted."""
         bucket = bucket_of(device)

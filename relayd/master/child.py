@@ -48,6 +48,10 @@ class Pulse(Protocol):
         """Tell the other rows whether this one accepts connections; at first it does not."""
         ...
 
+    def others(self) -> int:
+        """Return the connections of all other processes."""
+        ...
+
     def is_ahead(self) -> bool:
         """Tell whether another that accepts has far fewer connections, and should have the next."""
         ...

@@ -42,7 +42,7 @@ _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 _MAPPED: Final = "::ffff:"
 _TELL_AGAIN_S: Final = 60.0
 _LEFT_TO_OTHERS_S: Final = 0.001
-_UNASKED_S: Final = 0.02
+_UNASKED_S: Final = (0.001, 0.02)  # at first, and at most: twice as long each time nobody came
 _NOBODY: Final = cast("tuple[socket.socket, Any]", ())  # to gevent: there was none after all
 _REMEDIES: Final = {
     End.TLS_FAILED: "Have the device do TLS 1.2 and not verify our certificate, or trust ca.crt of"
@@ -119,12 +119,14 @@ class _Server(StreamServer):
         self._name = name
         self._pulse = pulse
         self._told_at = -math.inf
-        self._asks_at = -math.inf  # monotonic: from when on others are asked first
+        self._asks_at = -math.inf  # monotonic: from when on others are asked first,
+        self._others = 0  # or when they have not so many connections any more: somebody is awake
+        self._unasked_s = _UNASKED_S[0]
         self._delay = self.delay  # how long it rests when it cannot accept
 
     def do_read(self) -> tuple[socket.socket, Any]:
         """See gevent."""
-        if self._pulse.is_ahead() and SYSTEM.monotonic() >= self._asks_at:
+        if self._pulse.is_ahead() and self._asks_others():
             self._leave_to_others()
             return _NOBODY
         try:
@@ -135,24 +137,29 @@ class _Server(StreamServer):
             self._tell(error)
             raise _Resting from error
         if found is None:  # others came for it
-            self._asks_at = -math.inf
+            self._asks_at, self._unasked_s = -math.inf, _UNASKED_S[0]
             return _NOBODY
         return found
+
+    def _asks_others(self) -> bool:
+        return SYSTEM.monotonic() >= self._asks_at or self._pulse.others() != self._others
 
     def _leave_to_others(self) -> None:
         self._delay = self.delay  # gevent forgets it now
         self.stop_accepting()
         self._pause = self.loop.timer(_LEFT_TO_OTHERS_S)
-        self._pause.start(self._take_what_is_left)
+        # From now on, not from when the loop began this turn: that may be longer ago.
+        self._pause.start(self._take_what_is_left, update=True)
 
     def _take_what_is_left(self) -> None:
         self.start_accepting()
         self.delay = self._delay
-        self._asks_at = math.inf
+        self._asks_at, self._others = math.inf, self._pulse.others()
         self._do_read()  # type: ignore[attr-defined]  # what gevent's watcher calls
         if self._asks_at == math.inf:
             # Nobody came for it. Who is behind it shall not wait as well.
-            self._asks_at = SYSTEM.monotonic() + _UNASKED_S
+            self._asks_at = SYSTEM.monotonic() + self._unasked_s
+            self._unasked_s = min(2 * self._unasked_s, _UNASKED_S[1])
 
     def stop_accepting(self) -> None:
         """See gevent."""

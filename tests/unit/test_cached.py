@@ -30,6 +30,9 @@ class Pulse:
     def accept(self, *, does: bool) -> None:
         raise NotImplementedError
 
+    def others(self) -> int:
+        raise NotImplementedError
+
     def is_ahead(self) -> bool:
         raise NotImplementedError
 

@@ -106,6 +106,15 @@ def test_who_has_far_more_than_another_that_accepts_is_ahead(
     assert row(board, 3).is_ahead() is ahead
 
 
+def test_the_others_are_all_rows_but_ones_own() -> None:
+    board = Board()
+    mine, other = row(board, 0), row(board, 1)
+    assert mine.enter("ups")
+    assert mine.others() == 0
+    assert all(other.enter(device) for device in ("ups", "nas"))
+    assert (mine.others(), other.others()) == (2, 1)
+
+
 @pytest.mark.parametrize("goes", [lambda board: row(board, 1).accept(does=False),
                                   lambda board: board.clear(1)])  # fmt: skip
 def test_who_accepts_no_more_or_is_dead_gets_nothing(goes: Callable[[Board], None]) -> None:

@@ -62,6 +62,9 @@ class NoPulse:
     def accept(self, *, does: bool) -> None:
         raise AssertionError
 
+    def others(self) -> int:
+        raise NotImplementedError
+
     def is_ahead(self) -> bool:
         return False
 

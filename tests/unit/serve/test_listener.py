@@ -6,6 +6,7 @@ import os
 import resource
 import socket as plain
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,6 +40,7 @@ class Board:
         self.takes_more = True
         self.is_full_of_all = False
         self.has_far_more = False
+        self.elsewhere = 0
         self.inside: list[str] = []
 
     def beat(self) -> None:
@@ -49,6 +51,9 @@ class Board:
 
     def is_ahead(self) -> bool:
         return self.has_far_more
+
+    def others(self) -> int:
+        return self.elsewhere
 
     def enter(self, device: str) -> bool:
         if self.takes_more:
@@ -171,7 +176,7 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
 def test_what_nobody_else_comes_for_is_taken_and_what_is_behind_it(
     monkeypatch: pytest.MonkeyPatch, unasked_s: float, times: int
 ) -> None:
-    monkeypatch.setattr(room, "_UNASKED_S", unasked_s)
+    monkeypatch.setattr(room, "_UNASKED_S", (unasked_s, unasked_s))
     left = count_calls(monkeypatch, "_leave_to_others")
     with open_shop() as shop:
         shop.board.has_far_more = True
@@ -182,9 +187,33 @@ def test_what_nobody_else_comes_for_is_taken_and_what_is_behind_it(
         assert shop.sessions.wait_none_left(5)
 
 
+def test_once_another_has_one_more_or_one_less_it_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(room, "_UNASKED_S", (60.0, 60.0))
+    left = count_calls(monkeypatch, "_leave_to_others")
+    with open_shop() as shop:
+        shop.board.has_far_more = True
+        for elsewhere, times in [(3, 1), (3, 1), (4, 2), (4, 2), (3, 3)]:
+            shop.board.elsewhere = elsewhere
+            with shop.call() as client:
+                assert client.recv(100) == replies.banner("relay.test").octets
+            assert len(left) == times
+
+
+def test_a_busy_worker_leaves_it_as_long_as_one_at_rest() -> None:
+    with open_shop() as shop:
+        loop = shop.listener._server.loop
+        before = loop.now()
+        time.sleep(0.05)  # a callback that works: the loop's own time stands still
+        assert loop.now() == before
+        shop.listener._server._leave_to_others()
+        assert loop.now() > before
+
+
 def test_once_others_came_they_are_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "_LEFT_TO_OTHERS_S", 60.0)  # what is left is looked at by hand
-    monkeypatch.setattr(room, "_UNASKED_S", 60.0)
+    monkeypatch.setattr(room, "_UNASKED_S", (60.0, 60.0))
     left = count_calls(monkeypatch, "_leave_to_others")
     with open_shop() as shop, shop.sock.dup() as another:
         shop.board.has_far_more = True
