@@ -258,6 +258,7 @@ class FakeSlots:
         self.most: dict[MailboxRef, int] = {}
         self.asked: list[tuple[MailboxRef, int]] = []
         self.unused = 0
+        self.is_paced_out = False  # only urgent mail gets a slot, for one send
         self._freed = gevent.event.Event()
         self._is_closed = False
         self.rests: list[tuple[MailboxRef, float]] = []
@@ -278,6 +279,9 @@ class FakeSlots:
         self.tell_back = told
 
     def try_acquire(self, ref: MailboxRef) -> bool:
+        return not self.is_paced_out and self._take(ref)
+
+    def _take(self, ref: MailboxRef) -> bool:
         if self.used.get(ref, 0) >= self.capacity:
             return False
         self.used[ref] = self.used.get(ref, 0) + 1
@@ -294,7 +298,7 @@ class FakeSlots:
         priority: int = 1,
     ) -> bool:
         self.asked.append((ref, priority))
-        while not self.try_acquire(ref):
+        while (self.is_paced_out and priority) or not self._take(ref):
             self._freed.clear()
             is_free = self._freed.wait(timeout_s)
             if self._is_closed:
@@ -309,7 +313,7 @@ class FakeSlots:
         self._freed.set()
 
     def again(self, ref: MailboxRef, *, unused: bool = False) -> bool:
-        if self.used[ref] <= self.capacity:
+        if self.used[ref] <= self.capacity and not self.is_paced_out:
             return True
         self.release(ref, unused=unused)
         return False

@@ -61,7 +61,7 @@ class Pumps:
 
     def start(self, lane: Lane) -> None:
         """See to it that somebody waits for a slot; see Supply."""
-        priority = 0 if lane.is_urgent or lane.has_urgent_in_hand() else 1
+        priority = 0 if _has_urgent(lane) else 1
         if priority not in lane.pumps:
             lane.pumps.add(priority)
             gevent.spawn(self._pump, lane, priority)
@@ -85,9 +85,16 @@ class Pumps:
     # --- one pump --------------------------------------------------------------------------
 
     def _pump(self, lane: Lane, priority: int) -> None:
-        """Get slots for one mailbox as long as it has work; one for each lane and priority."""
+        """Get slots for one mailbox as long as it has work; one for each lane and priority.
+
+        What waits for no pacing is urgent mail alone: when none is left the other takes over.
+        """
         try:
-            while self._has_use_for_slots(lane) and self._turn_of(lane, priority):
+            while (
+                self._has_use_for_slots(lane)
+                and (priority or _has_urgent(lane))
+                and self._turn_of(lane, priority)
+            ):
                 pass
         except Exception:  # an unforeseen fault must not silence a mailbox
             log.exception("courier.bug", upstream=lane.ref.upstream, mailbox=lane.ref.mailbox)
@@ -96,6 +103,8 @@ class Pumps:
             self._agenda.wake()
         finally:
             lane.pumps.discard(priority)
+            if not priority and not _has_urgent(lane) and self._has_use_for_slots(lane):
+                self.start(lane)
             if not lane.pumps and not lane.carriers:
                 self._carriers.give_up_hand(lane)
 
@@ -108,6 +117,9 @@ class Pumps:
             if not lane.carriers:
                 self._carriers.give_up_hand(lane)
             return lane.has_work
+        if not priority and not _has_urgent(lane):  # another slot was quicker
+            self._slots.release(lane.ref, unused=True)
+            return True
         if lane.hand or not lane.has_work:
             self._carriers.man(lane, slots=1)
             return True
@@ -251,3 +263,7 @@ class Pumps:
             self._carriers.carry(lane, self._custody.pick_up(leases[0]))
             if leases[0].priority > 0:
                 return
+
+
+def _has_urgent(lane: Lane) -> bool:
+    return lane.is_urgent or lane.has_urgent_in_hand()

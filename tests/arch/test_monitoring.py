@@ -168,6 +168,7 @@ def promtool(*words: str, folder: Path = FOLDER) -> None:
 
 @with_promtool
 @pytest.mark.slow(6)
+@pytest.mark.timeout(300)
 def test_the_rules_are_rules_and_fire_when_they_must() -> None:
     promtool("check", "rules", "relayd-alerts.yml")
     promtool("test", "rules", "relayd-alerts-test.yml")

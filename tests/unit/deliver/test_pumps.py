@@ -159,6 +159,37 @@ def test_an_urgent_message_overtakes_one_that_waits_for_pacing(scene: Scene) -> 
     assert scene.slots.asked == [(ALERTS, 1), (ALERTS, 0)]
 
 
+def test_behind_urgent_mail_other_mail_is_paced_as_before(scene: Scene) -> None:
+    scene.start()
+    scene.slots.is_paced_out = True
+    before = [scene.door.accept(priority=1) for _ in range(20)]
+    scene.settle()
+    urgent = [scene.door.accept(priority=0) for _ in range(2)]
+    scene.settle()
+    after = [scene.door.accept(priority=1) for _ in range(20)]
+    for _ in range(3):
+        scene.settle()
+
+    assert all(row.at(State.SENT) for row in urgent)
+    gone = sum(row.at(State.SENT) for row in (*before, *after))
+    assert gone <= 1, "the lease that found that no urgent mail is left"
+    assert scene.lane(ALERTS).pumps == {1}
+    scene.slots.is_paced_out = False
+    scene.slots._freed.set()
+    for _ in range(9):
+        scene.settle()
+    assert all(row.at(State.SENT) for row in (*before, *after))
+
+
+def test_a_slot_for_urgent_mail_that_is_gone_already_is_given_back(scene: Scene) -> None:
+    lane = scene.lane(ALERTS)
+    lane.has_work = True  # of other mail
+    assert scene.pumps._turn_of(lane, 0)
+    assert scene.slots.all_free()
+    assert scene.slots.unused == 1
+    assert lane.has_work
+
+
 def test_a_probe_is_one_delivery_however_many_slots_are_free(scene: Scene) -> None:
     scene.start()
     for _ in range(4):
