@@ -79,7 +79,8 @@ class Circuit:
         retry_after_s: float | None = None,
         by_configuration: bool = False,
     ) -> bool:
-        """Note a failure of the whole upstream; return True when it has just gone down.
+        """Note a failure of the whole upstream; return whether that is news: it has just gone
+        down, or is down for another cause now.
 
         by_configuration: the credential is refused; probe once a minute.
         """
@@ -94,13 +95,14 @@ class Circuit:
             rest_s = max(retry_after_s, 1.0)
         self.state = State.DOWN
         self._probe_at = now + rest_s
+        is_news = was_up or cause != self.cause
         self.cause, self.text = cause, text
         if was_up:
             self.down_since = now
-        return was_up
+        return is_news
 
     def doubt(self, now: float, *, cause: str, text: str) -> bool:
-        """Note an answer that leaves all open; return True when it has just gone down."""
+        """Note an answer that leaves all open; return what `failed` does."""
         self._doubts += 1
         if self.state is State.UP and self._doubts < DOUBTS_ALLOWED:
             return False

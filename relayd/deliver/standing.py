@@ -63,20 +63,20 @@ class Standing:
     def _heed_one(self, lane: Lane, carried: Carried, outcome: Outcome) -> None:
         way, now = lane.way, self._clock.monotonic()
         answer = outcome.answer
-        went_down = False
+        is_news = False
         match outcome:
             case Deferred(whole_upstream=True, retry_after_s=wish):
-                went_down = way.circuit.failed(
+                is_news = way.circuit.failed(
                     now, cause=_cause(outcome), text=answer.text, retry_after_s=wish
                 )
                 lane.has_work = True
             case Misconfigured(whole_upstream=True):
-                went_down = way.circuit.failed(
+                is_news = way.circuit.failed(
                     now, cause=_cause(outcome), text=answer.text, by_configuration=True
                 )
                 lane.has_work = True
             case Ambiguous() | Deferred(answer=Answer(code="send-interrupted")):
-                went_down = way.circuit.doubt(now, cause=_cause(outcome), text=answer.text)
+                is_news = way.circuit.doubt(now, cause=_cause(outcome), text=answer.text)
             case Deferred(whole_mailbox=True, retry_after_s=wish):
                 lane.rest(now, wish)
                 self._slots.rest(lane.ref, lane.rest_until - now)
@@ -85,7 +85,7 @@ class Standing:
                 self.spare_probe(lane, carried)  # it says nothing about the upstream
             case _:
                 self._answered(way)
-        if went_down:
+        if is_news:
             telling.went_down(way, now)
         self._agenda.wake()
 

@@ -114,7 +114,7 @@ def unsettled(lease: Lease, settlement: Settlement) -> None:
 
 
 def went_down(way: Way, now: float) -> None:
-    """Tell that an upstream went down, why, and what to do about it. now: monotonic."""
+    """Tell that an upstream is down, for which cause now, and what to do. now: monotonic."""
     circuit = way.circuit
     log.error(
         "upstream.down",

@@ -78,6 +78,21 @@ def test_the_outage_is_told_with_its_cause_and_what_to_do(scene: Scene) -> None:
     assert (fabrikam.state, fabrikam.cause, fabrikam.down_s) == ("up", "", 0.0)
 
 
+def test_a_cause_that_becomes_another_is_told_once_more(scene: Scene) -> None:
+    scene.transport.default = lambda _: DNS
+    scene.start()
+    scene.door.accept()
+    scene.settle()
+    scene.advance(3)
+    scene.transport.default = lambda _: SECRET
+    for _ in range(3):
+        scene.advance(61)
+
+    told = [line["cause"] for line in scene.lines if line["event"] == "upstream.down"]
+    assert told == ["dns-failed", "7000215"]
+    assert len(scene.transport.sent) >= 4
+
+
 def test_an_outage_at_entra_says_what_to_do_too(scene: Scene) -> None:
     scene.transport.default = lambda _: SECRET
     scene.start()
