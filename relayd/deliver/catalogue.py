@@ -519,6 +519,12 @@ ENTRIES: Final[tuple[Entry, ...]] = (
         "Look at the disk, and in the log for lines that begin with spool.",
     ),
     _row(
+        "not-tried",
+        0,
+        Verdict.DEFERRED,
+        "Not tried, because nobody knows what became of the same message to other recipients.",
+    ),
+    _row(
         "unknown-error",
         0,
         Verdict.DEFERRED,

@@ -12,7 +12,8 @@ Pure: the courier does what is decided here. One table:
     Ambiguous, policy retry  DEFERRED by the schedule; FAILED when its time is up
       policy hold, verify    HELD "ambiguous" until an operator decides
     Divided                  what was sent and what failed is recorded; the rest follows the
-                             outcome that comes soonest
+                             outcome that comes soonest, but is HELD if some of it is "ambiguous"
+                             and to be held
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ EXPIRED: Final = "expired"
 AMBIGUOUS: Final = "ambiguous"
 RETURNED: Final = "returned"
 _EXPIRED_STATUS: Final = "5.4.7"
+_NAMES_SHOWN: Final = 20
 
 
 @frozen(kw_only=True)
@@ -175,10 +177,15 @@ _RANK: Final = {State.READY: 0, State.DEFERRED: 1, State.HELD: 2, State.FAILED: 
 def _divided(
     result: Divided, lease: Lease, policy: Policy, now: datetime, dice: float
 ) -> Settlement:
-    """Record what is final for each recipient; the rest follows the part that moves first."""
+    """Record what is final for each recipient; the rest follows the part that moves first.
+
+    The rest is one delivery with one state. What may have been sent and is to be held holds all
+    of it, and the text says who has certainly got nothing.
+    """
     sent: list[str] = []
     failed: dict[str, str] = {}
     rest: list[Settlement] = []
+    unsent: list[str] = []
     last_sent: Settlement | None = None
     for recipients, outcome in result.parts:
         part = _single(outcome, replace(lease, recipients=recipients), policy, now, dice)
@@ -190,7 +197,10 @@ def _divided(
             rest.append(part)
         else:
             rest.append(part)
+            unsent += recipients if part.held_by != AMBIGUOUS else ()
     first = _first(rest)
+    if first is not None and first.held_by == AMBIGUOUS and unsent:
+        first = replace(first, text=f"{first.text} Certainly not sent to: {_names(unsent)}")
     if first is not None and first.state is not State.FAILED:
         return replace(first, sent_recipients=tuple(sent), failed_recipients=failed or None)
     if last_sent is not None:
@@ -202,7 +212,17 @@ def _divided(
 
 
 def _first(parts: Sequence[Settlement]) -> Settlement | None:
-    return min(parts, key=lambda part: _RANK[part.state], default=None)
+    return min(parts, key=_turn, default=None)
+
+
+def _turn(part: Settlement) -> int:
+    # What is held because it may have gone must not go again with those that wait.
+    return -1 if part.held_by == AMBIGUOUS else _RANK[part.state]
+
+
+def _names(recipients: Sequence[str]) -> str:
+    more = len(recipients) - _NAMES_SHOWN
+    return ", ".join(recipients[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _text(part: Settlement | None) -> str:

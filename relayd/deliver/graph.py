@@ -3,7 +3,8 @@
     token        from the cache; refused with 401: dropped, fetched once more, tried once more
     head         made equal to the envelope (message.outgoing); Graph has no other envelope
     size         above the limit it is refused here, before Microsoft does it in riddles
-    recipients   an address that Graph cannot use must not lose the others: halves are tried
+    recipients   an address that Graph cannot use must not lose the others: halves are tried;
+                 a part that was answered is never forgotten, whatever befalls the next
     answer       classed by deliver.catalogue
 
 A large message streams from the spool: head, base64 and socket hold one piece at a time.
@@ -21,11 +22,14 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 from urllib.parse import quote, urlsplit
 
+import structlog
+
 from relayd.clock import SYSTEM, Clock
 from relayd.config.model import Upstream
 from relayd.deliver import catalogue
 from relayd.deliver.body import encode, encode_whole, encoded_bytes
 from relayd.deliver.outcome import (
+    Ambiguous,
     Answer,
     Deferred,
     Divided,
@@ -36,7 +40,7 @@ from relayd.deliver.outcome import (
     Sent,
 )
 from relayd.deliver.transport import Grip, OpenContent
-from relayd.errors import TokenUnavailable
+from relayd.errors import LeaseLost, SpoolUnavailable, TokenUnavailable
 from relayd.identity.tokens import Token
 from relayd.message.headers import HEAD_LIMIT, split_head
 from relayd.message.outgoing import outgoing_head
@@ -45,6 +49,8 @@ from relayd.net.http import Response, Stage, Unanswered
 from relayd.observe import metrics
 from relayd.spool.model import Lease, queue_id_text
 from relayd.values import frozen
+
+log = structlog.get_logger()
 
 _WHOLE_BYTES: Final = 96 * 1024
 """Up to here a message is encoded at once."""
@@ -156,8 +162,12 @@ class GraphTransport:
     def _deliver(
         self, job: _Job, recipients: tuple[str, ...]
     ) -> list[tuple[tuple[str, ...], Outcome]]:
-        """Send to `recipients`; where one of them spoils it, to each half."""
-        outcome = self._attempt(job, recipients)
+        """Send to `recipients`; where one of them spoils it, to each half.
+
+        raises: what reading the content raises, only when these are all recipients of the lease.
+        """
+        is_part = len(recipients) < len(job.grip.lease.recipients)
+        outcome = (self._attempt_part if is_part else self._attempt)(job, recipients)
         if len(recipients) == 1 or not _is_divisible(outcome):
             return [(recipients, outcome)]
         middle = len(recipients) // 2
@@ -165,7 +175,24 @@ class GraphTransport:
         last = parts[-1][1]
         if isinstance(last, Sent | Failed):
             return parts + self._deliver(job, recipients[middle:])
+        if isinstance(last, Ambiguous):  # that is true of those who were asked for alone
+            last = catalogue.local("not-tried", "")
         return [*parts, (recipients[middle:], last)]  # it would fare the same
+
+    def _attempt_part(self, job: _Job, recipients: tuple[str, ...]) -> Outcome:
+        """Do the same for some of the recipients; never raises.
+
+        Others may have been sent to: who is told of an exception instead would try them again.
+        """
+        lease, posts_left = job.grip.lease, job.posts_left
+        try:
+            return self._attempt(job, recipients)
+        except (SpoolUnavailable, LeaseLost) as error:
+            return catalogue.local("unreadable", str(error))
+        except Exception as error:  # unknown is temporary (ADR 0006)
+            log.exception("courier.bug", id=queue_id_text(lease.message))
+            unforeseen = catalogue.local("unknown-error", type(error).__name__)
+            return unforeseen if job.posts_left == posts_left else Ambiguous(unforeseen.answer)
 
     def _attempt(self, job: _Job, recipients: tuple[str, ...]) -> Outcome:
         lease = job.grip.lease

@@ -1,7 +1,8 @@
 """What the courier and a way out say to each other.
 
 A transport never raises for remote failures: they are outcomes. It raises what reading the
-content raises (SpoolUnavailable, LeaseLost); nothing complete has then been sent.
+content raises (SpoolUnavailable, LeaseLost); nothing complete has then been sent. Once a part
+of the recipients was answered it does not raise: the rest has an outcome of its own (Divided).
 """
 
 from __future__ import annotations

@@ -227,6 +227,28 @@ def test_the_part_that_moves_first_leads() -> None:
     assert settled(Divided(parts)).state is State.READY
 
 
+def test_what_may_have_gone_is_held_with_those_who_wait_and_they_are_named() -> None:
+    parts = (
+        (("a@x",), Ambiguous(GATEWAY)),
+        (("b@x", "c@x"), Deferred(Answer(code="not-tried"))),
+    )
+
+    held = settled(Divided(parts), HOLDING)
+    assert (held.state, held.held_by, held.http_status) == (State.HELD, "ambiguous", 504)
+    assert held.text.endswith("Certainly not sent to: b@x, c@x")
+
+    again = settled(Divided(parts))
+    assert (again.state, again.outcome, again.http_status) == (State.DEFERRED, "ambiguous", 504)
+    assert "b@x" not in again.text
+
+
+def test_long_lists_of_who_got_nothing_are_cut() -> None:
+    names = tuple(f"r{n}@x" for n in range(23))
+    parts = ((("a@x",), Ambiguous(GATEWAY)), (names, Deferred(Answer(code="not-tried"))))
+
+    assert settled(Divided(parts), HOLDING).text.endswith("r19@x and 3 more")
+
+
 def test_a_division_without_parts_is_a_bug() -> None:
     with pytest.raises(ValueError, match="without parts"):
         decide(Divided(()), LEASE, POLICY, NOW)

@@ -13,6 +13,7 @@ from email import message_from_bytes
 from itertools import pairwise
 
 import pytest
+from structlog.testing import capture_logs
 
 from relayd.clock import FakeClock
 from relayd.config.model import Http, Upstream
@@ -28,7 +29,7 @@ from relayd.deliver.outcome import (
     Result,
     Sent,
 )
-from relayd.errors import SpoolUnavailable, TokenUnavailable
+from relayd.errors import LeaseLost, SpoolUnavailable, TokenUnavailable
 from relayd.identity.tokens import Token
 from relayd.net.hotpath import Body, HotPath
 from relayd.net.http import Response, Unanswered, pool
@@ -447,6 +448,70 @@ def test_what_would_fare_the_same_is_not_tried() -> None:
 
     assert {type(one) for one in found.values()} == {Deferred}
     assert len(hot.messages) == 2
+
+
+def test_who_was_never_asked_for_is_not_maybe_sent() -> None:
+    hot = sequence(answer(400, "ErrorInvalidRecipients"), answer(504))
+
+    found = fates(send(hot, recipients=MANY[:4]))
+
+    assert [type(found[one]) for one in MANY[:4]] == [Ambiguous, Ambiguous, Deferred, Deferred]
+    assert {found[one].answer.code for one in MANY[2:4]} == {"not-tried"}
+    assert len(hot.messages) == 2
+
+
+LARGE = (CONTENT, bytes(200_000))
+HALVES = (answer(400, "ErrorInvalidRecipients"), TAKEN)
+
+
+@pytest.mark.parametrize("fault", [SpoolUnavailable("bad sector"), LeaseLost("it is over")])
+def test_what_was_sent_is_not_forgotten_when_the_rest_cannot_be_read(fault: Exception) -> None:
+    opens: list[int] = []
+
+    def content() -> AbstractContextManager[Iterator[bytes]]:
+        opens.append(1)
+        if len(opens) == 4:  # its length, all recipients, the first half, the second
+            raise fault
+        return opened(LARGE)
+
+    clock = FakeClock()
+    lease = lease_of(clock, content=None, size_bytes=200_100, recipients=MANY[:4])
+    found = fates(transport_for(sequence(*HALVES)).send(Carried(lease, clock), content))
+
+    assert [type(found[one]) for one in MANY[:4]] == [Sent, Sent, Deferred, Deferred]
+    assert (found[MANY[3]].answer.code, found[MANY[3]].answer.text) == ("unreadable", str(fault))
+
+
+@pytest.mark.parametrize(("is_out", "kind"), [(True, Ambiguous), (False, Deferred)])
+def test_what_was_sent_is_not_forgotten_in_the_unforeseen(is_out: bool, kind: type[object]) -> None:  # noqa: FBT001  a column
+    left = list(HALVES)
+
+    def plan(_: bytes) -> Response:
+        if not left:
+            raise ZeroDivisionError
+        return left.pop(0)
+
+    def content() -> AbstractContextManager[Iterator[bytes]]:
+        return opened(LARGE)
+
+    clock = FakeClock()
+    lease = lease_of(clock, content=None, size_bytes=200_100, recipients=MANY[:2])
+    transport = transport_for(Hot(plan))
+    if not is_out:
+        attempt = transport._attempt
+
+        def fails_early(job: object, recipients: tuple[str, ...]) -> Outcome:
+            if not left:
+                raise ZeroDivisionError
+            return attempt(job, recipients)  # type: ignore[arg-type]  # passed on as it is
+
+        transport._attempt = fails_early  # type: ignore[method-assign]  # the fault under test
+    with capture_logs() as lines:
+        found = fates(transport.send(Carried(lease, clock), content))
+
+    assert [type(found[one]) for one in MANY[:2]] == [Sent, kind]
+    assert found[MANY[1]].answer.code == "unknown-error"
+    assert [line["event"] for line in lines] == ["courier.bug"]
 
 
 def test_a_token_is_renewed_once_for_all_parts() -> None:
