@@ -653,9 +653,11 @@ def outcome_of(row: Entry, answer: Answer, *, retry_after_s: float | None = None
 
 
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """Return the server's wish in seconds, 0..86400; None if it has none or it is garbage.
+    """Return the server's wish in seconds, above 0, at most 86400; None if it has none.
 
-    A date is taken against the answer's own Date, so that a wrong clock here does no harm.
+    Garbage, 0, less than 0 and a moment that is past are none: taken as they are, they would
+    switch our own pauses off. A date is taken against the answer's own Date, so that a wrong
+    clock here does no harm.
     """
     value = headers.get("retry-after", "").strip()
     if not value:
@@ -667,9 +669,9 @@ def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> floa
         if moment is None or base is None:
             return None
         seconds = (moment - base).total_seconds()
-    if not math.isfinite(seconds):
+    if not math.isfinite(seconds) or seconds <= 0:
         return None
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
+    return min(seconds, MAX_RETRY_AFTER_S)
 
 
 def _request_id(headers: Mapping[str, str]) -> str:

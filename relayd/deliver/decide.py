@@ -165,6 +165,8 @@ def _later(
     if _is_over(lease, policy, now):
         return _expired(answer, lease, policy)
     delay_s = retry.message_delay_s(policy.schedule, lease.attempt, dice=dice)
+    if wish is not None:
+        wish = retry.obeyed_s(wish, lease.attempt)
     due = retry.due_at(now, lease.expires_at, delay_s=delay_s, retry_after_s=wish)
     if due is None:  # past its end, but the clock is not trusted
         due = now + timedelta(seconds=delay_s)

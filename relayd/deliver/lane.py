@@ -161,7 +161,10 @@ class Lane:
     def rest(self, now: float, retry_after_s: float | None) -> None:
         """Leave the mailbox alone: as long as the server wishes, else longer each time."""
         self.strikes += 1
-        wait_s = retry.mailbox_rest_s(self.strikes) if retry_after_s is None else retry_after_s
+        if retry_after_s is None:
+            wait_s = retry.mailbox_rest_s(self.strikes)
+        else:
+            wait_s = retry.obeyed_s(retry_after_s, self.strikes)
         self.rest_until = max(self.rest_until, now + wait_s)
 
     def next_moment(self, now: float) -> float | None:

@@ -38,7 +38,7 @@ class Sent:
 
 @frozen
 class Deferred:
-    """Not now. retry_after_s: the server's own wish, seconds; None if silent."""
+    """Not now. retry_after_s: the server's own wish, seconds, above 0; None if it has none."""
 
     answer: Answer
     retry_after_s: float | None = None

@@ -7,7 +7,9 @@
     a credential  1 min: the secret may have been mended
     the spool     longer each time, up to 5 s: it is ours, and all waits for it
 
-The server's own wish (Retry-After) beats all of these and is never cut short.
+The server's own wish (Retry-After) beats all of these and is never cut short. Where it refuses
+again and again, a wish of a few seconds is stretched, up to 10 s: no server is asked over and
+over each second for days.
 
 Source: learn.microsoft.com/graph/throttling (honour Retry-After); Exchange application
 access policies (changes take 30 min to 2 h).
@@ -24,6 +26,8 @@ CREDENTIAL_PROBE_S: Final = 60.0
 SPOOL_PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 _JITTER: Final = 0.1
+_WISH_FIRST_S: Final = 1.0
+_WISH_MOST_S: Final = 10.0
 _MAILBOX_FIRST_S: Final = 10.0
 _MAILBOX_MOST_S: Final = 300.0
 _UPSTREAM_FIRST_S: Final = 2.0
@@ -58,6 +62,14 @@ def due_at(
     if retry_after_s is not None:
         return now + timedelta(seconds=retry_after_s)
     return min(now + timedelta(seconds=delay_s), expires_at)
+
+
+def obeyed_s(wish_s: float, refusals: int) -> float:
+    """Return how long to wait on the server's wish, after `refusals` in a row (1 is the first).
+
+    At least 1 s, then 2, 4, 8 and 10 s: what says "at once" and refuses again knows no better.
+    """
+    return max(wish_s, _doubling(refusals, _WISH_FIRST_S, _WISH_MOST_S))
 
 
 def mailbox_rest_s(strikes: int) -> float:

@@ -369,11 +369,14 @@ def classify(reply: Reply, host: str) -> TokenUnavailable:
 
 
 def retry_after(reply: Reply) -> float | None:
-    """Return the Retry-After header as seconds, 0..3600; None if absent or unreadable."""
+    """Return the Retry-After header as seconds, above 0, at most 3600; None if it wishes nothing.
+
+    That is: absent, unreadable, 0, or a date that is past. The pauses are then our own.
+    """
     headers = {name.lower(): value for name, value in reply.headers.items()}
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit():
-        return min(float(text[:9]), _MAX_RETRY_AFTER_S)
+        return min(float(text[:9]), _MAX_RETRY_AFTER_S) or None
     try:
         until = email.utils.parsedate_to_datetime(text)
         now = email.utils.parsedate_to_datetime(headers.get("date", ""))
@@ -381,7 +384,7 @@ def retry_after(reply: Reply) -> float | None:
         return None
     # Both by the server's clock: ours may be wrong.
     wait_s = (until.replace(tzinfo=UTC) - now.replace(tzinfo=UTC)).total_seconds()
-    return min(max(wait_s, 0.0), _MAX_RETRY_AFTER_S)
+    return min(wait_s, _MAX_RETRY_AFTER_S) if wait_s > 0 else None
 
 
 def _members(text: str) -> Mapping[str, object]:

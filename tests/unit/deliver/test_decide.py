@@ -66,6 +66,12 @@ def test_deferred_as_the_server_wishes() -> None:
     assert settled(Deferred(BUSY, 17.0)).due_at == in_s(17)
 
 
+def test_a_wish_of_nearly_nothing_is_stretched_with_each_try() -> None:
+    for attempt, seconds in ((1, 1), (3, 4), (50, 10)):
+        lease = replace(LEASE, attempt=attempt)
+        assert settled(Deferred(BUSY, 0.01), lease=lease).due_at == in_s(seconds)
+
+
 def test_the_text_says_what_it_means_and_what_microsoft_said() -> None:
     text = settled(Deferred(BUSY)).text
 

@@ -25,6 +25,16 @@ def test_a_mailbox_rests_as_the_server_wishes_or_longer_each_time() -> None:
     assert one.rest_until == 220.0
 
 
+def test_a_mailbox_is_never_asked_oftener_than_each_second_whatever_it_wishes() -> None:
+    one = lane()
+    rests = []
+    for now in (100.0, 200.0, 300.0, 400.0, 500.0, 600.0):
+        one.rest(now, 0.01)
+        rests.append(one.rest_until - now)
+
+    assert rests == [1, 2, 4, 8, 10, 10]
+
+
 def test_a_shorter_wish_does_not_cut_a_longer_rest() -> None:
     one = lane()
     one.rest(100.0, 60.0)

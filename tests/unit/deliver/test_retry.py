@@ -57,6 +57,12 @@ def test_at_its_end_a_message_has_had_its_time(wish: float | None) -> None:
     assert retry.due_at(NOW, NOW, delay_s=60.0, retry_after_s=wish) is None
 
 
+def test_a_wish_is_never_cut_short_but_a_short_one_is_stretched() -> None:
+    assert [retry.obeyed_s(0.001, n) for n in (0, 1, 2, 3, 4, 5, 1000)] == [1, 1, 2, 4, 8, 10, 10]
+    assert [retry.obeyed_s(wish, 1) for wish in (1.0, 1.5, 10.0, 9999.0)] == [1, 1.5, 10, 9999]
+    assert retry.obeyed_s(11.0, 1000) == 11
+
+
 def test_a_mailbox_rests_longer_each_time() -> None:
     assert [retry.mailbox_rest_s(n) for n in (0, 1, 2, 3, 6, 1000)] == [10, 10, 20, 40, 300, 300]
 

@@ -27,7 +27,7 @@ def test_any_answer_is_classified(status: int, text: str, wish: str) -> None:
     why = classify(Reply(status, {"Retry-After": wish}, text), "login.example")
     assert isinstance(why, TokenUnavailable)
     assert why.text.isprintable()
-    assert why.retry_after_s is None or 0 <= why.retry_after_s <= 3600
+    assert why.retry_after_s is None or 0 < why.retry_after_s <= 3600
 
 
 json_values = st.recursive(
@@ -75,7 +75,7 @@ def test_retry_after_by_date_is_counted_from_the_servers_date() -> None:
     past = dataclasses.replace(
         later, headers={**later.headers, "Date": "Fri, 20 Nov 2026 11:00:00 GMT"}
     )
-    assert retry_after(past) == 0
+    assert retry_after(past) is None
     assert retry_after(reply(429, Retry_After="Fri, 20 Nov 2026 10:02:00 GMT")) is None
 
 
@@ -86,6 +86,11 @@ def test_an_absurd_retry_after_is_none(absurd: str) -> None:
     date = "Fri, 20 Nov 2026 10:00:00 GMT"
     assert retry_after(reply(429, Date=date, Retry_After=absurd)) is None
     assert retry_after(reply(429, Date=absurd, Retry_After=date)) is None
+
+
+@pytest.mark.parametrize(("text", "wish"), [("0", None), ("000", None), ("-1", None), ("1", 1)])
+def test_who_wishes_no_wait_leaves_it_to_us(text: str, wish: float | None) -> None:
+    assert retry_after(reply(429, Retry_After=text)) == wish
 
 
 def test_raise_for_status_raises_what_msal_expects() -> None:
