@@ -350,10 +350,13 @@ class _Link:
                 sent += self.sock.send(view[sent:limit])
             else:
                 try:
-                    sent += self.sock.send(view[sent:limit])
+                    count = self.sock.send(view[sent:limit])
                 except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                    count = 0
+                if not count:  # so gevent's TLS says it: asked again at once, nobody else would run
                     self._wait(self._until_writable, deadline)
                     continue
+                sent += count
             self.wrote = self._must_wait = True
 
     def receive(self, deadline: float) -> bytes:

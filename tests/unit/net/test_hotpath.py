@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -535,6 +537,68 @@ def test_the_first_write_is_one_tls_record_so_that_its_failure_says_all() -> Non
     link.send(bytes(100_000), SYSTEM.monotonic() + 5)
 
     assert wire.taken == [16_384, 100_000 - 16_384]
+
+
+class _Coy(socket.socket):
+    """Says that it is full as gevent's TLS sockets do: it has sent nothing."""
+
+    refusals = 0
+
+    def send(self, data: bytes | memoryview, /) -> int:  # type: ignore[override]  # all that is needed
+        try:
+            return super().send(data)
+        except BlockingIOError:
+            self.refusals += 1
+            assert self.refusals < 1000, "asked again and again, and nobody else runs meanwhile"
+            return 0
+
+
+def test_a_wire_that_is_full_is_waited_for_until_the_deadline() -> None:
+    ours, theirs = socket.socketpair()
+    wire = _Coy(fileno=ours.detach())
+    clock = Ahead()
+    link = hotpath._Link(wire, wire, clock)
+    clock.ahead_s = 9.9
+    with theirs, pytest.raises(TimeoutError):
+        link.send(bytes(LARGE), time.monotonic() + 10.0)
+    link.close()
+
+    assert wire.refusals
+
+
+PATCHED = """
+from relayd import lean
+lean.patch()
+import time
+from relayd.config.model import Http
+from relayd.net.hotpath import Body, HotPath
+from relayd.net.http import pool
+from tests.raw_server import ACCEPTED, RawServer, certificates
+
+MORE_THAN_KERNELS_HOLD = 64 * 524288
+
+def script(talk):
+    left = MORE_THAN_KERNELS_HOLD
+    while left > 0:
+        left -= len(talk.sock.recv(65536))
+    talk.say(ACCEPTED)
+    talk.sock.recv(1)
+
+with RawServer(script, tls=True) as server:
+    hot = HotPath(pool(Http(), ca_file=certificates()[0]), server.url)
+    body = Body(MORE_THAN_KERNELS_HOLD, b"", (bytes(524288) for _ in range(64)))
+    print(hot.post(b"/", b"", body, deadline=time.monotonic() + 60.0).status)
+    hot.close()
+"""
+
+
+def test_in_a_worker_a_large_body_lets_others_run() -> None:
+    # The server is a greenlet of the same process: it cannot read while we do not wait.
+    done = subprocess.run(
+        [sys.executable, "-c", PATCHED], capture_output=True, check=False, timeout=90
+    )
+
+    assert done.stdout == b"202\n", done.stderr.decode()
 
 
 # --- large bodies ----------------------------------------------------------------------------
