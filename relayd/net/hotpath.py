@@ -9,7 +9,8 @@ care of is taken care of here:
         may have been read, nothing is ever repeated here
     one deadline for the whole exchange; a body of known length, never more, never less
     1xx, chunked, no length, Connection: close, HTTP/1.0, folded and huge headers, garbage
-    an answer that comes before the request is complete ends the sending
+    an answer that comes before the request is complete ends the sending; a 1xx does not, for
+        it may come at any time, asked for or not
 
 An answer counts from its head on: a body that breaks off is cut, and the connection closed.
 
@@ -42,6 +43,9 @@ MAX_HEAD_BYTES: Final = 65_536
 MAX_BODY_BYTES: Final = 65_536
 _MAX_SKIPPED_BYTES: Final = 1_048_576
 _MAX_INTERIM: Final = 8
+_MAX_INTERIM_MEANWHILE: Final = 64
+"""While a body is written: a gateway may say 102 every few seconds."""
+
 _FIRST_WRITE_BYTES: Final = 16_384
 """One TLS record: if its write fails, the server cannot have read any of the request."""
 
@@ -250,7 +254,7 @@ class HotPath:
 
     def _write(self, link: _Link, first: bytes, body: Body, deadline: float) -> OSError | None:
         """Write everything; return what went wrong at the other end."""
-        written = len(body.whole)
+        written, interim = len(body.whole), 0
         try:
             link.send(first, deadline)
         except OSError as error:
@@ -261,7 +265,9 @@ class HotPath:
                 break
             # An answer before the end is a refusal; a TLS record that is none costs nothing.
             if not link.is_quiet():
-                return ConnectionAbortedError("the server answered before the end")
+                interim += link.drop_interim(_MAX_INTERIM_MEANWHILE - interim)
+                if not link.reusable:
+                    return ConnectionAbortedError("the server answered before the end")
             try:
                 link.send(piece, deadline)
             except OSError as error:
@@ -397,8 +403,44 @@ class _Link:
         except OSError:
             octets = b""
         self.reusable = False
-        self.early = octets
+        self.early += octets
         return False
+
+    def drop_interim(self, limit: int) -> int:
+        """Drop the interim answers that `is_quiet` met; return how many, at most `limit`.
+
+        `reusable` again if that is all there was; what may become another one stays in `early`.
+        RFC 9110 §15.2: a client must take any number of 1xx, also where it asked for none.
+        """
+        dropped = 0
+        while _may_be_interim(self.early) and len(self.early) <= MAX_HEAD_BYTES:
+            end = _END_OF_HEAD.search(self.early)
+            if end is None:
+                octets = self._at_hand()
+                self.reusable = octets is None
+                if not octets:
+                    break
+                self.early += octets
+            elif dropped < limit:
+                self.early = self.early[end.end() :]
+                dropped += 1
+            else:
+                break
+        return dropped
+
+    def _at_hand(self) -> bytes | None:
+        """Return octets that need not be waited for; b"" at the end, None when there are none.
+
+        To be called until there are none: what TLS keeps back no poll tells of.
+        """
+        if self._patience is None:
+            self.sock.settimeout(0.0)
+        try:
+            return self.sock.recv(_MOST_READ)
+        except (ssl.SSLWantReadError, BlockingIOError):
+            return None
+        except OSError:
+            return b""
 
     def _wait(self, wait: Callable[[], object], deadline: float) -> None:
         if self._patience is None or not self._patience.wait(wait, deadline):
@@ -488,6 +530,7 @@ class Head:
 _MOST_DIGITS: Final = 15
 _END_OF_HEAD: Final = re.compile(rb"\r?\n\r?\n")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01])[ \t]+(\d{3})(?=[ \t\r\n])")
+_INTERIM_BEGUN: Final = re.compile(rb"HTTP/1\.(?:[01](?:[ \t]{1,8}(?:1\d{0,2})?)?)?")
 _FIELD: Final = re.compile(r"\n([!-9;-~]+):[ \t]*+((?:[!-~]++|[ \t]++(?=[!-~]))*)[ \t]*+\r(?=\n)")
 _KEEP_ALIVE: Final = re.compile(r"timeout=(\d{1,6})")
 
@@ -519,6 +562,14 @@ def parse_head(octets: bytes) -> Head:
         is_chunked,
         float(timeout[1]) if timeout else None,
     )
+
+
+def _may_be_interim(octets: bytes) -> bool:
+    """Tell whether what begins so is, or may become, an interim answer (1xx but 101)."""
+    match = _STATUS_LINE.match(octets)
+    if match is not None:
+        return match[2].startswith(b"1") and match[2] != b"101"
+    return b"HTTP/1.".startswith(octets) or _INTERIM_BEGUN.fullmatch(octets) is not None
 
 
 def _fields(text: str) -> dict[str, str]:

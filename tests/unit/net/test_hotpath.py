@@ -644,6 +644,136 @@ def test_a_refusal_in_the_middle_of_a_large_body_is_heard(tls: bool) -> None:  #
         assert not hot._idle
 
 
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nX: " + b"y" * 10_000 + b"\r\n\r\n"
+
+
+class _Talkative:
+    """A wire whose other end says the next of `said` before each piece that it takes.
+
+    None: nothing now. said is no answer: that comes when all is written.
+    """
+
+    def __init__(self, *said: bytes | None, then: bytes = ACCEPTED) -> None:
+        self._said = [b"", *said]
+        self._then = then
+        self._ready = b""
+        self._waits = True
+        self.taken = 0
+
+    def fileno(self) -> int:
+        return -1
+
+    def settimeout(self, value: float | None, /) -> None:
+        self._waits = value != 0.0
+
+    def send(self, data: bytes | memoryview, /) -> int:
+        self.taken += len(data)
+        if self._said:
+            self._ready += self._said.pop(0) or b""
+        return len(data)
+
+    def recv(self, buflen: int, /) -> bytes:
+        if not self._ready and not self._waits:
+            raise ssl.SSLWantReadError
+        if not self._ready:
+            self._ready, self._then = self._then, b""
+        octets, self._ready = self._ready[:buflen], self._ready[buflen:]
+        return octets
+
+    def close(self) -> None: ...
+
+
+def talked(wire: _Talkative, pieces: int = 100) -> Response | Unanswered:
+    hot = hot_to("http://127.0.0.1:9", Http())
+    hot._open = lambda _deadline: hotpath._Link(wire, wire, SYSTEM)  # type: ignore[method-assign,assignment]  # no network
+    return post(hot, Body(pieces * 10, b"", (bytes(10) for _ in range(pieces))))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [CONTINUE],
+        [CONTINUE + HINTS + CONTINUE],
+        [CONTINUE] * 64,
+        [HINTS[:9_000], None, HINTS[9_000:] + CONTINUE[:3], CONTINUE[3:]],
+        [CONTINUE[at : at + 1] for at in range(len(CONTINUE))],
+        [b"HTTP/1.0  102 \r\n", b"\r\n"],
+        [CONTINUE[:12]],
+    ],
+)
+def test_interim_answers_while_a_body_is_written_are_passed_over(said: list[bytes | None]) -> None:
+    rest = CONTINUE[12:] if said == [CONTINUE[:12]] else b""
+    wire = _Talkative(*said, then=rest + ACCEPTED)
+
+    got = response(talked(wire))
+
+    assert (got.status, got.sent_all) == (202, True)
+    assert wire.taken > 1000, "all of the body, and the head"
+
+
+TOO_LARGE = b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "then", "status"),
+    [
+        ([CONTINUE + TOO_LARGE], b"", 413),
+        ([CONTINUE, TOO_LARGE[:10]], TOO_LARGE[10:], 413),
+        ([b"HTTP/1.1 101 Switching\r\n\r\n"], b"", 0),
+        ([CONTINUE + b"HTTP/2 100\r\n\r\n"], b"", 0),
+        ([b"HTP"], b"", 0),
+        ([CONTINUE] * 65, b"", 0),
+        ([CONTINUE * 65], b"", 0),
+        ([b"HTTP/1.1 103 Hints\r\nX: " + b"y" * 70_000], b"", 0),
+    ],
+)
+def test_what_is_no_interim_answer_ends_the_writing(
+    said: list[bytes | None], then: bytes, status: int
+) -> None:
+    wire = _Talkative(*said, then=then)
+
+    got = talked(wire)
+
+    assert not got.sent_all
+    assert wire.taken < 900, "the rest is not wanted"
+    if status:
+        assert response(got).status == status
+    else:
+        assert unanswered(got).stage == "send"
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_large_body_is_written_whole_though_it_was_told_to_continue(tls: bool) -> None:  # noqa: FBT001
+    got: list[int] = []
+    begun = threading.Event()
+
+    def script(talk: Conversation) -> None:
+        while True:
+            got.append(0)
+            talk._more()
+            talk.say(CONTINUE, HINTS)
+            begun.set()
+            got[-1] = len(talk.request()[1])
+            talk.say(ACCEPTED)
+
+    def pieces() -> Iterator[bytes]:
+        yield bytes(LARGE // 2)
+        assert begun.wait(10)
+        yield bytes(LARGE // 4)
+        yield bytes(LARGE // 4)
+
+    with RawServer(script, tls=tls) as server:
+        hot = hot_for(server)
+        for _ in range(2):
+            begun.clear()
+            assert response(post(hot, Body(LARGE, b"", pieces()))).status == 202
+        assert hot.opened == 1, "and the connection is as good as before"
+        hot.close()
+
+    assert got[:2] == [LARGE, LARGE]
+
+
 def test_a_connection_that_breaks_in_the_middle_was_not_sent() -> None:
     def script(talk: Conversation) -> None:
         talk.sock.recv(1)
