@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from relayd.clock import FakeClock
+from relayd.message.headers import is_too_long
 from relayd.serve.session import PeerSilent
 from relayd.smtp import replies
 from relayd.smtp.commands import Ehlo, Helo, Mail, Rcpt
@@ -97,6 +98,8 @@ class FakeDesk:
     def on_end(self, end: ContentEnd) -> Reply:
         self._note("end")
         self.ends.append(end)
+        if is_too_long(bytes(self._open)):
+            return replies.HEAD_TOO_LONG
         self.kept.append(bytes(self._open))
         return replies.queued(f"{len(self.kept):012d}")
 

@@ -135,6 +135,10 @@ SMTP: Final[Mapping[str, tuple[str, str]]] = {
         "no recipient was accepted, or TLS was asked for twice",
         "see the replies to RCPT before it: " + _TRANSCRIPT,
     ),
+    "554 5.6.0": (
+        "the header lines of the message are longer than can be read, 252 KiB in all",
+        "look what the device writes there: To and Cc with thousands of names are the usual cause",
+    ),
     "555 5.5.4": (
         "a parameter of MAIL or RCPT that is not offered",
         "the device asks for more than EHLO offered; " + _TRANSCRIPT,

@@ -1,5 +1,6 @@
 r"""The head of a message: split into fields as raw octets, edited by the field, put together.
 
+    is_too_long(head)    whether a client's head is more than can be read again when it is sent
     split_head(content)  where the body starts
     Head.parse(head)     fields in order; what is not edited is rendered as it came
     Head.render()        fields, empty line, and what was no header after all
@@ -23,6 +24,8 @@ from relayd.values import frozen
 
 HEAD_LIMIT: Final = 256 * 1024
 """Octets of head that are read; fields that end beyond belong to the body."""
+ACCEPTED_LIMIT: Final = HEAD_LIMIT - 4096
+"""Octets of head that are taken from a client: room is left for our Received line."""
 LINE_LIMIT: Final = 998
 
 _LINE_END: Final = re.compile(rb"\r\n?|\n")
@@ -137,6 +140,19 @@ class Head:
         if len(head) > LINE_LIMIT:
             head = b"".join([fold_long(raw) for _, raw in self.fields])
         return b"%s\r\n%s" % (head, self.rest)
+
+
+def is_too_long(head: bytes) -> bool:
+    """Tell whether fields of a head go on beyond ACCEPTED_LIMIT; O(len(head)); never raises.
+
+    head: as received, without our Received; may be cut, at HEAD_LIMIT or after it.
+    """
+    # SECURITY: what lies beyond the limit leaves as body, for all to read, and a Bcc may be there.
+    if len(head) <= ACCEPTED_LIMIT:
+        return False
+    at = _skip_start(head)
+    fields = None if at is None else _FIELDS.match(head, at)
+    return fields is not None and fields.end() > ACCEPTED_LIMIT
 
 
 def split_head(octets: bytes) -> tuple[bytes, int]:

@@ -28,6 +28,7 @@ from relayd.master.child import Pulse
 from relayd.message.address import Address
 from relayd.message.envelope import Envelope, Origin
 from relayd.message.glance import Glance, glance
+from relayd.message.headers import is_too_long
 from relayd.message.trace import received_line
 from relayd.observe import metrics
 from relayd.serve.callers import Callers, Refused
@@ -45,6 +46,14 @@ log = structlog.get_logger()
 
 COMMIT_LIMIT_S: Final = 8.0
 """From the final dot: past it the client has gone and will send again, so we undo and say 451."""
+
+_HEAD_TOO_LONG: Final = Refusal(
+    code=replies.HEAD_TOO_LONG.code,
+    enhanced=replies.HEAD_TOO_LONG.enhanced or "",
+    text=replies.HEAD_TOO_LONG.lines[0],
+    log_reason="its header lines are longer than the 252 KiB that are read",
+    do="Look what the device writes into To and Cc: one address of a group serves as well.",
+)
 
 
 class Gate(Protocol):
@@ -403,6 +412,8 @@ class Desk:
         began: float,
     ) -> Reply:
         head, body_sha256 = intake.finish()
+        if is_too_long(head):
+            return self._refuse(_HEAD_TOO_LONG, sender=str(transaction.sender or ""))
         seen = glance(
             head,
             hostname=self._house.config.server.hostname,

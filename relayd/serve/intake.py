@@ -3,8 +3,8 @@
     DATA -> Intake(draft, trace) -> write(piece)* -> finish() -> Draft.commit
 
 The head (up to the first empty line) is needed at the dot, to read From and to count
-Received; it is kept up to HEAD_LIMIT octets. The hash is over the body, so that a test or
-an operator can compare what arrived with what was sent, whatever headers were added.
+Received; it is kept up to HEAD_LIMIT octets and a piece. The hash is over the body, so that a
+test or an operator can compare what arrived with what was sent, whatever headers were added.
 
 Writing never raises: what went wrong is remembered and raised by `finish`, because the
 rest of the content must be read from the client before a reply may be given.
@@ -18,9 +18,9 @@ import hashlib
 from typing import Final
 
 from relayd.errors import SpoolUnavailable
+from relayd.message.headers import HEAD_LIMIT
 from relayd.spool.store import Draft
 
-HEAD_LIMIT: Final = 256 * 1024
 _EMPTY_LINE: Final = b"\r\n\r\n"
 
 

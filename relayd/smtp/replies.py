@@ -181,5 +181,6 @@ STORAGE_FULL: Final = Reply(452, ("Insufficient storage, try again later",), "4.
 LOCAL_ERROR: Final = Reply(451, ("Local error, try again later",), "4.3.0")
 MESSAGE_TOO_LARGE: Final = Reply(552, ("Message too large",), "5.3.4")
 TOO_MANY_HOPS: Final = Reply(554, ("Too many hops, mail loop",), "5.4.0")
+HEAD_TOO_LONG: Final = Reply(554, ("Message header too long",), "5.6.0")
 BARE_NEWLINE: Final = Reply(550, ("Bare CR or LF in message",), "5.5.2")
 CONTENT_REFUSED: Final = Reply(550, ("Message content refused",), "5.7.1")

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from relayd.message import headers
 from relayd.message.envelope import Origin
-from relayd.message.headers import HEAD_LIMIT, Head, fold_long, make_field, split_head, value_of
+from relayd.message.headers import (
+    ACCEPTED_LIMIT,
+    HEAD_LIMIT,
+    Head,
+    fold_long,
+    is_too_long,
+    make_field,
+    split_head,
+    value_of,
+)
 from relayd.message.trace import received_line
 
 TRACE = received_line(
@@ -250,3 +259,44 @@ def test_fields_beyond_the_limit_are_body() -> None:
 
 def test_one_field_beyond_the_limit_is_body() -> None:
     assert split_head(b"A: b\r\nX: " + b"y" * 2 * HEAD_LIMIT)[1] == 6
+
+
+@pytest.mark.parametrize(
+    ("start", "line"),
+    [
+        (b"", b"A: b\r\n"),
+        (b"To: a@b,\r\n", b" recipient@contoso.com,\r\n"),
+        (b"From a@b\r\n", b"A : b\r\n"),
+        (b" X: leading\r\n", b"A: b\r\n"),
+        (b"X: ", b"y"),
+    ],
+)
+def test_a_head_too_long_to_be_read_again_is_told(start: bytes, line: bytes) -> None:
+    # Beyond the limit To, Content-Type and a Bcc would be text for all to read.
+    head = start + line * (ACCEPTED_LIMIT // len(line) + 1)
+
+    for cut in (head + b"\r\n", (head + b"\r\n" + b"z" * 65536)[:HEAD_LIMIT], head * 2):
+        assert is_too_long(cut)
+
+
+@given(
+    start=st.sampled_from([b"", b"From a@b\r\n", b" X: leading\r\n"]),
+    line=st.sampled_from([b"A: b\r\n", b"To: a@b,\r\n c@d\r\n", b"A : b\r\n"]),
+    short=st.integers(2, 20),
+)
+def test_a_head_that_is_taken_is_read_whole_when_it_is_sent(
+    start: bytes, line: bytes, short: int
+) -> None:
+    head = start + line * ((ACCEPTED_LIMIT - len(start)) // len(line) - short)
+    head += b"X: " + b"y" * (ACCEPTED_LIMIT - len(head) - 7) + b"\r\n\r\n"
+    assert len(head) == ACCEPTED_LIMIT
+
+    assert not is_too_long(head)
+    assert split_head(TRACE + head + b"body" * 2000)[0] == TRACE + head
+
+
+def test_a_body_without_a_head_may_be_long() -> None:
+    words = b"no field\r\n" * (HEAD_LIMIT // 10)
+
+    for start in (b"", b"Subject: x\r\n", b" words\r\n"):
+        assert not is_too_long((start + words)[:HEAD_LIMIT])

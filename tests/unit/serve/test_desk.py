@@ -237,6 +237,21 @@ def test_a_message_that_goes_round_is_ended() -> None:
     assert Room().send(content=received + BODY) == replies.TOO_MANY_HOPS
 
 
+def test_a_head_longer_than_delivery_reads_is_refused_with_its_reason() -> None:
+    # It was taken, and left without To and Content-Type; its Bcc was body text.
+    names = b",\r\n ".join(b"recipient%05d@contoso.com" % n for n in range(12000))
+    room = Room(replace(CONFIG, limits=replace(CONFIG.limits, max_message_size=10**6)))
+    with capture_logs() as logs:
+        reply = room.send(content=b"To: " + names + b"\r\nBcc: boss@contoso.com\r\n" + BODY)
+    assert reply == replies.HEAD_TOO_LONG
+    (line,) = logs
+    assert (line["event"], line["code"], line["device"]) == ("message.refused", 554, "ups")
+    assert "252 KiB" in line["reason"]
+    found = room.desk.why
+    assert found is not None
+    assert "To and Cc" in found.do
+
+
 @pytest.mark.parametrize(
     ("trouble", "code"), [(SpoolFull("5 octets free"), 452), (SpoolUnavailable("not in time"), 451)]
 )

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relayd.errors import SpoolFull
-from relayd.serve.intake import HEAD_LIMIT, Intake
+from relayd.message.headers import HEAD_LIMIT
+from relayd.serve.intake import Intake
 from relayd.spool.model import NewMessage, QueueId
 
 TRACE = b"Received: from a\r\n"

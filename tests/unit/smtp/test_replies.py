@@ -110,7 +110,8 @@ def test_the_table_of_situations() -> None:
         "STORAGE_FULL": "452 4.3.1", "LOCAL_ERROR": "451 4.3.0",
         "MESSAGE_TOO_LARGE": "552 5.3.4", "TOO_MANY_HOPS": "554 5.4.0",
         "BARE_NEWLINE": "550 5.5.2", "NO_VALID_RECIPIENTS": "554 5.5.1",
-        "OUT_OF_STEP": "554 5.5.0", "CONTENT_REFUSED": "550 5.7.1",
+        "OUT_OF_STEP": "554 5.5.0", "HEAD_TOO_LONG": "554 5.6.0",
+        "CONTENT_REFUSED": "550 5.7.1",
         "NEEDS_SMTPUTF8": "553 5.6.7", "NOT_CONFIGURED": "451 4.3.5",
     }  # fmt: skip
     assert {n: f"{CONSTANTS[n].code} {CONSTANTS[n].enhanced}" for n in table} == table
