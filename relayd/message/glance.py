@@ -5,10 +5,12 @@ Source: RFC 5322 §3.6; RFC 5321 §6.3.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from relayd.message.address import Address
-from relayd.message.headers import Head, value_of
+from relayd.message.charsets import in_utf8
+from relayd.message.headers import Field, Head, value_of
 from relayd.message.outgoing import MARK_KEY, from_field, read_mark
 from relayd.message.trace import MAX_RECEIVED, count_ours
 from relayd.message.words import decode_words, flat, text_of
@@ -52,7 +54,10 @@ def glance(head: bytes, *, hostname: str, subject: bool = True) -> Glance:
     """
     first: dict[bytes, bytes] = {}
     ways: list[bytes] = []
-    for name, raw in Head.parse(head).fields:
+    fields: Sequence[Field] = Head.parse(head).fields
+    if not head.isascii():
+        fields = in_utf8(fields)
+    for name, raw in fields:
         if name == b"received":
             ways.append(raw)
         elif name in _LOOKED_AT:

@@ -9,8 +9,9 @@
     gone          Return-Path, Resent-To/Cc/Bcc, a Sender who is not the one in From
     X-Relayd-Hops our mark, to know a message that Microsoft sends back to us
 
-8-bit text in Subject, X-* and names becomes encoded words; a space before a colon and a line
-of spaces go. The body is never touched, nor is anything in the head that is not named here.
+8-bit text in Subject, X-* and names becomes encoded words (message.charsets); a space before a
+colon and a line of spaces go. The body is never touched, nor is anything in the head that is not
+named here.
 
 Source: RFC 5322 §3.6; RFC 6409 §8 (what a submission server adds); RFC 2047 §5.
 """
@@ -24,6 +25,7 @@ from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from relayd.message.address import Address, Mailbox, parse_address_list, parse_path, render_mailbox
+from relayd.message.charsets import in_utf8
 from relayd.message.headers import Field, Head, make_field, value_of
 from relayd.message.recipients import PLAIN_ADDRESS, join_folded, recipient_fields
 from relayd.message.trace import date_text
@@ -83,7 +85,8 @@ def outgoing_head(
     """
     parsed = Head.parse(head)
     if not head.isascii():
-        parsed = Head(tuple([_seven_bit(*field) for field in parsed.fields]), parsed.rest)
+        fields = in_utf8(parsed.fields)
+        parsed = Head(tuple([_seven_bit(*field) for field in fields]), parsed.rest)
     new = recipient_fields(parsed.fields, recipients)
     new[b"return-path"] = None
     for field in parsed.fields:

@@ -27,7 +27,10 @@ _READ_LIMIT: Final = 8192  # characters; the library's reading is quadratic, and
 
 
 def text_of(octets: bytes) -> str:
-    """Return raw header octets as text: UTF-8 if it is, else Western European; never raises."""
+    """Return raw header octets as text: UTF-8 if it is, else Western European; never raises.
+
+    What a head declares its charset to be was heeded before (message.charsets).
+    """
     try:
         return octets.decode("utf-8")
     except UnicodeDecodeError:

@@ -52,6 +52,16 @@ def test_a_from_longer_than_is_remembered_is_read_too() -> None:
     assert look(b"From: " + b"e" * 70 + b"@b\r\n\r\n").header_from == Address("e" * 70, "b")
 
 
+def test_text_is_read_in_the_charset_that_the_head_declares() -> None:
+    # "表" ends with a backslash in Shift_JIS: delivery and this reading must agree on the address.
+    head = 'From: "表" <cam@x>\r\nSubject: 印刷エラー\r\n'.encode("shift_jis")
+
+    seen = look(head + b"Content-Type: text/plain; charset=Shift_JIS\r\n\r\n")
+
+    assert seen.subject == "印刷エラー"
+    assert seen.header_from == Address("cam", "x")
+
+
 def test_long_values_are_cut() -> None:
     seen = look(b"Subject: " + b"x" * 9000 + b"\r\nMessage-ID: <" + b"y" * 9000 + b"@z>\r\n\r\n")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from email import message_from_bytes
+from email import message_from_bytes, policy
 from email.utils import getaddresses
 
 import pytest
@@ -264,6 +264,29 @@ def test_raw_text_becomes_encoded_words() -> None:
     assert value("X-Camera", head) == b"=?utf-8?b?b2dyw7Nk?="
     assert value("Reply-To", head) == b"=?utf-8?b?VHnFgg==?= <t@x>"
     assert value("Content-Type", head) == 'text/plain; name="tył"'.encode()
+
+
+@pytest.mark.parametrize(
+    ("charset", "text"),
+    [
+        ("gb2312", "移动侦测报警"),
+        ("windows-1251", "Ошибка диска"),
+        ("shift_jis", "表示ソフト"),  # their second octets are ASCII, a backslash among them
+        ("iso-8859-2", "Błąd zasilania"),
+    ],
+)
+def test_raw_text_is_read_in_the_charset_that_the_head_declares(charset: str, text: str) -> None:
+    # It left as Western European: what a camera says, unreadable for ever.
+    names = f"From: {text} <cam@x>\r\nReply-To: {text} <it@x>\r\nTo: {text} <a@b>\r\n"
+    rest = f"Cc: {text} <c@d>\r\nSubject: {text}\r\nContent-Type: text/plain; charset={charset}\r\n"
+    head = out((names + rest + "\r\n").encode(charset), recipients=("a@b", "c@d"))
+
+    message = message_from_bytes(head, policy=policy.default)
+    assert message["Subject"] == text
+    for name, address in (("From", "cam@x"), ("Reply-To", "it@x"), ("To", "a@b"), ("Cc", "c@d")):
+        (found,) = message[name].addresses
+        assert (found.display_name, found.addr_spec) == (text, address)
+    assert "Bcc" not in message
 
 
 def test_hops_are_counted_for_this_relay_only() -> None:
