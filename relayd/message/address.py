@@ -4,7 +4,8 @@ The domain is lower-case ASCII (IDNA A-labels) or an address literal; the local 
 its case for sending and is folded only for comparing, because Exchange ignores case.
 `str(address)` is the form for the wire and the spool, quoted where it must be, and
 `parse_path(str(a)) == a`. An Address cannot hold a control character or a non-ASCII one,
-so none can carry a line break into a header or a reply.
+so none can carry a line break into a header or a reply; no local part that is parsed looks like
+an encoded word.
 
     parse_path            one address, from SMTP or a setting
     parse_address_list    a From, To, Cc value as devices write it; never raises
@@ -49,6 +50,7 @@ _ESCAPED: Final = re.compile(r"\\(.)")
 _MUST_ESCAPE: Final = re.compile(r'(["\\])')
 _UNQUOTED_LOCAL: Final = re.compile(r'[^\s"(),:;<>@\[\]\\]+')
 _LENIENT_LOCAL: Final = re.compile(r'[^"<>@\\]+')
+_LIKE_ENCODED: Final = re.compile(r"=\?.*\?=")
 
 
 class NeedsSmtputf8(ValueError):
@@ -146,6 +148,9 @@ def _parse_odd_path(text: str, *, lenient: bool) -> Address:
 def _bounded(local: str, domain: str, *, lenient: bool) -> Address:
     if not local.isascii():
         raise NeedsSmtputf8("non-ASCII local part")
+    # SECURITY: RFC 2047 §5 allows none here, but readers decode it, and mail goes to a stranger.
+    if "=?" in local and _LIKE_ENCODED.search(local):
+        raise ValueError("an encoded word is no local part")
     address = Address(local, domain)
     if len(local) > (MAX_ADDRESS if lenient else MAX_LOCAL):
         raise ValueError("local part too long")
@@ -217,7 +222,7 @@ def parse_address_list(value: bytes) -> list[Mailbox]:
 
 def _parse_list(value: bytes) -> list[Mailbox]:
     text = without_controls(text_of(value)).strip(" ")
-    if (one := _ONE.fullmatch(text)) is not None and len(one[3]) <= MAX_ADDRESS:  # most of them
+    if (one := _ONE.fullmatch(text)) is not None and _is_ordinary(one[3]):  # most of them
         return [Mailbox(" ".join(one[2].split()), Address(one[4], one[5].lower()))]
     found: list[Mailbox] = []
     part = _Open([])
@@ -257,6 +262,10 @@ def _parse_list(value: bytes) -> list[Mailbox]:
             at = at + 1 if word is None else word.end()
     _close(part, found)
     return found
+
+
+def _is_ordinary(path: str) -> bool:
+    return len(path) <= MAX_ADDRESS and "=?" not in path
 
 
 _known_list = functools.lru_cache(maxsize=512)(_parse_list)

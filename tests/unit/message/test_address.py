@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,24 @@ from relayd.message.address import (
 
 locals_ = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=64)
 domains = st.from_regex(r"[a-z0-9_-]{1,20}(\.[a-z0-9_-]{1,20}){0,3}", fullmatch=True)
-addresses = st.builds(Address, locals_, domains).filter(lambda a: len(str(a)) <= 254)
+addresses = st.builds(Address, locals_, domains).filter(
+    lambda a: len(str(a)) <= 254 and "=?" not in a.local
+)
+
+
+words = st.tuples(st.sampled_from(["utf-8", "iso-8859-1", ""]), st.sampled_from("bBqQx"), locals_)
+
+
+@given(
+    word=words.map(lambda word: "=?{}?{}?{}?=".format(*word)),
+    form=st.sampled_from(["{}@c", '"{}"@c', '"a {}"@c', "a{}@c"]),
+    lenient=st.booleans(),
+)
+def test_an_encoded_word_is_no_local_part(word: str, form: str, lenient: bool) -> None:  # noqa: FBT001 - hypothesis
+    with pytest.raises(ValueError):
+        parse_path(form.format(word), lenient=lenient)
+    for found in parse_address_list(form.format(word).encode()):
+        assert not re.search(r"=\?.*\?=", found.address.local)
 
 
 @given(address=addresses)
@@ -149,6 +168,9 @@ def test_ways_to_write_an_address(text: str, local: str, domain: str) -> None:
         "x" * 60 + "@" + ".".join(["y" * 48] * 4),
         "a@[IPv6:10.0.0.1.2]",
         "a@-\u00fc" + "x" * 70,
+        "=?utf-8?q?victim=40evil.example?=@c",
+        '"=?utf-8?q?victim=40evil.example=2C?="@c',
+        '"a =?utf-8?q?b?= c"@d',
     ],
 )
 def test_what_is_no_address(text: str) -> None:
@@ -209,6 +231,10 @@ def test_an_address_with_a_line_break_cannot_be_made() -> None:
         (b"a@b <not an address@@>", []),
         (b'"a  b"@c, two  words <a@b>', [("", '"a  b"@c'), ("two words", "a@b")]),
         (b"a <x@y> <c@d>", [("a", "x@y")]),
+        (b"Foo <=?utf-8?q?x=40y?=@c>, =?utf-8?q?x=40y?=@c, ok@y", [("", "ok@y")]),
+        (b"Foo <=?utf-8?q?x=40y?=@c>", []),
+        (b"=?utf-8?q?Main_Printer?=", []),
+        (b"Foo <a=?b@c>", [("Foo", "a=?b@c")]),
     ],
 )
 def test_lists_as_devices_write_them(value: bytes, expected: list[tuple[str, str]]) -> None:

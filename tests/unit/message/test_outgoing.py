@@ -124,6 +124,7 @@ def test_an_address_nobody_can_answer_is_no_reply_to(original: bytes) -> None:
         (b"T\xc5\x82 <t@x>", b"=?utf-8?b?VMWC?= <m@c>"),
         (b'"Rack 1" <Rack 1@dom>', b"Rack 1 <m@c>"),
         (b"=?utf-8?q?T=C5=82?= <t@x>", b"=?utf-8?q?T=C5=82?= <m@c>"),
+        (b"=?utf-8?q?T=C5=82?=", b"=?utf-8?q?T=C5=82?= <m@c>"),
         (b"<>", b"m@c"),
         (b"", b"m@c"),
         (b"a@b, c@d", b"m@c"),
