@@ -243,7 +243,10 @@ def _canonical(octets: bytes) -> bytes:
 
 
 def fold_long(raw: bytes) -> bytes:
-    """Return a raw field with no line over 998 octets, broken at a space where there is one."""
+    """Return a raw field with no line over 998 octets, broken at a space where there is one.
+
+    No line of it is only spaces, whatever they were; a long line's last spaces go. O(len(raw)).
+    """
     if len(raw) <= LINE_LIMIT:
         return raw
     return (
@@ -252,6 +255,10 @@ def fold_long(raw: bytes) -> bytes:
 
 
 def _pieces(line: bytes) -> Iterator[bytes]:
+    if len(line) > LINE_LIMIT:
+        line = line.rstrip()  # or what is cut off last would be only spaces
+        if not line:
+            return
     while len(line) > LINE_LIMIT:
         # Where a line may break: before a space that has text on both sides.
         cut = max(line.rfind(b" ", 1, LINE_LIMIT), line.rfind(b"\t", 1, LINE_LIMIT))

@@ -229,17 +229,39 @@ def test_a_folded_value_is_taken() -> None:
         b"X: short\r\n " + b"w" * 1500 + b" end\r\n",
         b"X:" + b" " * 1500 + b"end\r\n",
         b"X:" + b" " * 3500 + b"end\r\n",
+        b"X: " + b"y" * 900 + b" " * 1500 + b"\r\n",
+        b"X: " + b"y" * 990 + b" \t" * 700 + b"\r\n",
+        b"X: " + b"y" * 996 + b" " * 1500 + b"end\r\n",
+        b"X: a" + b" " * 1500 + b"\r\n" + b" " * 1500 + b"\r\n b\r\n",
+        b"X:" + b" " * 2000 + b"\r\n",
     ],
 )
 def test_long_lines_are_folded(raw: bytes) -> None:
     folded = fold_long(raw)
 
     assert all(len(line) <= 998 for line in folded.split(b"\r\n"))
-    assert folded.replace(b"\r\n", b"").replace(b" ", b"") == raw.replace(b"\r\n", b"").replace(
-        b" ", b""
-    )
+    assert b"".join(folded.split()) == b"".join(raw.split())
     assert all(line.strip() for line in folded.split(b"\r\n")[:-1])
     assert len(Head.parse(folded).fields) == 1
+
+
+runs = st.tuples(st.sampled_from([b" ", b"\t", b"y", b"y ", b"\r\n "]), st.integers(1, 1200))
+
+
+@given(parts=st.lists(runs, max_size=6))
+def test_a_folded_field_has_no_line_of_spaces_and_keeps_its_text(
+    parts: list[tuple[bytes, int]],
+) -> None:
+    # Whoever takes a line of spaces for the end of the head would miss To and Bcc after it.
+    head = b"X:" + b"".join(sign * (1 if b"\r" in sign else n) for sign, n in parts) + b"\r\n\r\n"
+
+    rendered = Head.parse(head).render()
+
+    assert b"".join(rendered.split()) == b"".join(head.split())
+    lines = rendered.split(b"\r\n")
+    assert all(len(line) <= 998 for line in lines)
+    assert all(line.strip() for line in lines[:-2])
+    assert lines[-2:] == [b"", b""]
 
 
 def test_a_long_field_is_folded_when_rendered() -> None:
