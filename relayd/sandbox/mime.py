@@ -159,7 +159,7 @@ def addresses(value: str) -> tuple[str, ...]:
             raise BadAddress(f"{defect} in {value!r}")
     # The registry makes a class for each field; that this one has `addresses` is documented.
     found: tuple[Address, ...] = getattr(header, "addresses", ())
-    return tuple(_checked(address.addr_spec) for address in found)
+    return tuple(_checked(_written(address)) for address in found)
 
 
 def without(head: bytes, names: Iterable[str]) -> bytes:
@@ -177,6 +177,16 @@ def cut(head: bytes) -> Iterator[tuple[str, bytes]]:
         start = end.end()
     if start < len(head):
         yield head[start:].partition(b":")[0].strip().lower().decode("latin-1"), head[start:]
+
+
+def _written(address: Address) -> str:
+    """Return an address with the quotes that it needs: `addr_spec` has none for "a."@x, which
+    without them is no address (and has a defect, so that it does not get here).
+    """
+    local, domain = address.username, address.domain
+    if local and domain and '"' not in address.addr_spec and not _LOCAL.match(local):
+        return f'"{local}"@{domain}'
+    return address.addr_spec
 
 
 def _checked(address: str) -> str:
