@@ -29,7 +29,7 @@ from relayd.message.charsets import in_utf8
 from relayd.message.headers import Field, Head, make_field, value_of
 from relayd.message.recipients import PLAIN_ADDRESS, join_folded, recipient_fields
 from relayd.message.trace import date_text
-from relayd.message.words import encode_words, flat, text_of
+from relayd.message.words import READ_LIMIT, decode_words, encode_words, flat, text_of
 
 MARK: Final = "X-Relayd-Hops"
 MARK_KEY: Final = MARK.lower().encode("ascii")
@@ -117,7 +117,7 @@ def _choose_from(
         return  # an object id and nothing to go by: Exchange writes the mailbox's own
     same = original is not None and original.address.key == target.key
     if not (same and found.is_plain):
-        display = _display(old, original)[:_NAME_LIMIT]
+        display = _bounded_name(_display(old, original))
         new[b"from"] = make_field("From", render_mailbox(display, target))
     if b"sender" in new and not _is_sender(new[b"sender"], target):
         new[b"sender"] = None
@@ -170,6 +170,13 @@ def _display(field: Field | None, original: Mailbox | None) -> str:
     return original.display or ("" if original.address.domain else original.address.local)
 
 
+def _bounded_name(display: str) -> str:
+    """Return a name of at most _NAME_LIMIT characters; a longer one is decoded before it is cut."""
+    if len(display) <= _NAME_LIMIT:
+        return display
+    return decode_words(display[:READ_LIMIT])[:_NAME_LIMIT]
+
+
 def _is_sender(field: Field | None, address: Address) -> bool:
     mailboxes = [] if field is None else parse_address_list(value_of(field[1]))
     return len(mailboxes) == 1 and mailboxes[0].address.key == address.key
@@ -189,7 +196,8 @@ def _reply_to(original: Mailbox) -> Field | None:
     """Return Reply-To for the device's own address; None if nobody could ever reach it."""
     if not _is_reachable(original.address):
         return None
-    return make_field("Reply-To", render_mailbox(original.display[:_NAME_LIMIT], original.address))
+    display = _bounded_name(original.display)
+    return make_field("Reply-To", render_mailbox(display, original.address))
 
 
 # ---- Date, Message-ID, our mark -------------------------------------------------------------

@@ -23,7 +23,8 @@ _WORD: Final = r"=\?[!->@-~]+\?[BbQq]\?[ -~]*?\?="  # as badly as the library re
 _WORDS: Final = re.compile(rf"{_WORD}(?:\s*{_WORD})*")
 _PLAIN_PHRASE: Final = re.compile(rf"(?:{_ATOM}|{_ENCODED})(?: (?:{_ATOM}|{_ENCODED}))*")
 _PLAIN_PHRASE_LIMIT: Final = 200  # characters on one line
-_READ_LIMIT: Final = 8192  # characters; the library's reading is quadratic, and runs on the hub
+READ_LIMIT: Final = 8192
+"""Characters that are looked through: the library's reading is quadratic, and runs on the hub."""
 
 
 def text_of(octets: bytes) -> str:
@@ -74,7 +75,7 @@ def decode_words(text: str) -> str:
 
     Characters that UTF-8 cannot say become "?".
     """
-    if "=?" not in text or len(text) > _READ_LIMIT:
+    if "=?" not in text or len(text) > READ_LIMIT:
         return text
     return _WORDS.sub(_read, text)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
+from email.header import Header, decode_header, make_header
 from email.utils import getaddresses
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relayd.message.headers import Head
@@ -132,6 +133,23 @@ def test_an_address_nobody_can_answer_is_no_reply_to(original: bytes) -> None:
 )
 def test_the_display_name_stays(original: bytes, rendered: bytes) -> None:
     assert value("From", out(b"From: " + original + b"\r\n\r\n", set_from="m@c")) == rendered
+
+
+@given(
+    name=st.text(st.sampled_from("Щит 12"), min_size=1, max_size=400).map(
+        lambda t: " ".join(t.split())
+    ),
+    charset=st.sampled_from(["utf-8", "koi8-r"]),
+)
+@example(name="Щит " * 1000, charset="utf-8")
+def test_a_long_name_is_decoded_before_it_is_cut(name: str, charset: str) -> None:
+    # It was cut inside an encoded word, and half of that was shown.
+    words = Header(name, charset).encode(linesep="\r\n").encode()
+    head = out(b"From: " + words + b" <ups@x>\r\n\r\n", set_from="m@c", reply_to_original=True)
+
+    for field in ("From", "Reply-To"):
+        shown, _, _ = (value(field, head) or b"").decode("ascii").rpartition(" <")
+        assert str(make_header(decode_header(shown))).strip('"') == name[:256].strip()
 
 
 def test_a_from_others_could_misread_is_written_anew() -> None:
