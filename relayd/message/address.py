@@ -12,7 +12,8 @@ an encoded word.
     AddressPatterns       "a@b", "*@b", "*@*.b", "b", "*"
 
 Source: RFC 5321 §4.1.2 (grammar), §2.4 (case), App. C (source routes), §4.5.3.1 (lengths),
-RFC 5322 §3.4 and §4.4 (lists, old forms), RFC 5890 (IDNA), RFC 6531 (what is not taken).
+RFC 5322 §3.4 and §4.4 (lists, old forms), RFC 5890 and RFC 5894 §4.2 (IDNA), RFC 6531 (what is
+not taken).
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ _ESCAPED: Final = re.compile(r"\\(.)")
 _MUST_ESCAPE: Final = re.compile(r'(["\\])')
 _UNQUOTED_LOCAL: Final = re.compile(r'[^\s"(),:;<>@\[\]\\]+')
 _LENIENT_LOCAL: Final = re.compile(r'[^"<>@\\]+')
+_DEVIATION: Final = re.compile("[\u00df\u1e9e\u03c2\u200c\u200d]")  # ß, its capital, ς, ZWNJ, ZWJ
 _LIKE_ENCODED: Final = re.compile(r"=\?.*\?=")
 
 
@@ -162,13 +164,17 @@ def _bounded(local: str, domain: str, *, lenient: bool) -> Address:
 def fold_domain(domain: str) -> str:
     """Return a domain in the form kept: lower case, A-labels, no last dot; or a literal.
 
-    raises: ValueError - empty or over-long labels, forbidden characters, a bad literal.
+    raises: ValueError - empty or over-long labels, forbidden characters, a bad literal, or one of
+            the letters that IDNA2003 and IDNA2008 read differently: its owner writes "xn--".
     """
     if domain.startswith("["):
         return _fold_literal(domain)
     if len(domain) > MAX_DOMAIN:
         raise ValueError("domain too long")
     if not domain.isascii():
+        # SECURITY: the codec is IDNA2003's, and has "straße.de" as "strasse.de", another's domain.
+        if _DEVIATION.search(domain):
+            raise ValueError("a letter that needs the A-label of its domain (xn--...)")
         try:
             domain = domain.encode("idna").decode("ascii")
         except UnicodeError as error:

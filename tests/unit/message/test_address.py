@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+import idna
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relayd.message.address import (
@@ -169,6 +170,11 @@ def test_ways_to_write_an_address(text: str, local: str, domain: str) -> None:
         "a@[IPv6:10.0.0.1.2]",
         "a@-\u00fc" + "x" * 70,
         "=?utf-8?q?victim=40evil.example?=@c",
+        "info@stra\u00dfe.example",
+        "info@STRA\u1e9eE.example",
+        "x@\u03b2\u03cc\u03bb\u03bf\u03c2.example",
+        "x@a\u200db.example",
+        "x@a\u200cb.example",
         '"=?utf-8?q?victim=40evil.example=2C?="@c',
         '"a =?utf-8?q?b?= c"@d',
     ],
@@ -289,6 +295,25 @@ def test_a_broken_pattern_is_named(pattern: str) -> None:
 def test_no_patterns_match_nobody() -> None:
     assert not AddressPatterns.compile(()).matches(Address("a", "b"))
     assert not AddressPatterns.compile(("*@*.b",)).matches(Address("postmaster", ""))
+
+
+letters = st.characters(max_codepoint=0x52F, categories=["Ll", "Lu", "Lo"]) | st.sampled_from(
+    "ßẞςあア漢字한글"
+)
+
+
+@given(label=st.text(letters, min_size=1, max_size=12))
+@example(label="straße")
+@example(label="βόλος")
+def test_a_domain_is_folded_to_what_its_registry_has_or_refused(label: str) -> None:
+    # Under IDNA2003 "straße" is "strasse", and mail goes to another's domain.
+    try:
+        folded = fold_domain(f"{label}.example")
+        registered = idna.encode(f"{label}.example", uts46=True).decode("ascii")
+    except ValueError:  # IDNAError is one
+        return
+
+    assert folded == registered
 
 
 def test_domains_fold_to_one_form() -> None:
