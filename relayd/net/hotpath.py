@@ -29,6 +29,7 @@ from functools import partial
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
+import gevent
 import gevent.socket
 import urllib3
 from gevent import get_hub
@@ -58,6 +59,9 @@ _READ: Final = 1  # the event loop's word for "readable"
 _POLL: Final = get_original(
     "select", "poll"
 )  # one that does not wait: gevent's would go to the hub
+
+_DIALLING_FIRST_S: Final = 0.25
+"""The dialling has the same limit, and says more when it ends by itself."""
 
 _LATE_ANSWER_S: Final = 2.0
 """How long an answer is waited for after the writing broke."""
@@ -221,13 +225,19 @@ class HotPath:
             self._idle.pop(0).close()
 
     def _open(self, deadline: float) -> _Link | ConnectFailed:
+        """Connect: look-up, TCP, proxy and TLS together, within twice `connect_timeout_s`."""
         left_s = deadline - self._clock.monotonic()
         if left_s <= 0:
             return ConnectFailed("time", "no time left to connect")
         connection = self._pool._new_conn()  # noqa: SLF001  the pool's own way to a connection with its TLS settings
         # All addresses together may take twice what one may.
-        connection.timeout = min(left_s, 2 * self._connect_timeout_s)
+        budget_s = connection.timeout = min(left_s, 2 * self._connect_timeout_s)
         through = self._pool.proxy is not None
+        # Each wait of a handshake is bounded, their number is not: who sends an octet now and
+        # then would hold this greenlet, and its mailbox's slot, for ever. An OSError, so that
+        # those who have the socket half made close it.
+        overdue = ConnectFailed("proxy" if through else "tls", f"not open within {budget_s:.3g} s")
+        limit = gevent.Timeout.start_new(budget_s + _DIALLING_FIRST_S, overdue)
         try:
             if through:
                 self._pool._prepare_proxy(connection)  # noqa: SLF001  CONNECT, as urlopen does it
@@ -246,6 +256,8 @@ class HotPath:
         except BaseException:
             connection.close()
             raise
+        finally:
+            limit.close()
         self.opened += 1
         wire: _Wire = getattr(connection, "sock")  # noqa: B009  1.26 has no annotation for it
         return _Link(connection, wire, self._clock)

@@ -566,7 +566,16 @@ def test_a_wire_that_is_full_is_waited_for_until_the_deadline() -> None:
     assert wire.refusals
 
 
-PATCHED = """
+def in_a_worker(program: str) -> str:
+    """Run it as a worker runs: gevent's patches first. Returns what it prints."""
+    # A server in it is a greenlet of the same process.
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=False, timeout=90, text=True
+    )
+    return done.stdout + done.stderr
+
+
+LARGE_BODY = """
 from relayd import lean
 lean.patch()
 import time
@@ -593,12 +602,8 @@ with RawServer(script, tls=True) as server:
 
 
 def test_in_a_worker_a_large_body_lets_others_run() -> None:
-    # The server is a greenlet of the same process: it cannot read while we do not wait.
-    done = subprocess.run(
-        [sys.executable, "-c", PATCHED], capture_output=True, check=False, timeout=90
-    )
-
-    assert done.stdout == b"202\n", done.stderr.decode()
+    # The server is a greenlet too: it cannot read while we do not wait.
+    assert in_a_worker(LARGE_BODY) == "202\n"
 
 
 # --- large bodies ----------------------------------------------------------------------------
@@ -910,6 +915,51 @@ def test_plain_text_where_tls_was_expected() -> None:
         got = unanswered(post(hot_to(server.url.replace("http:", "https:"), Http())))
 
     assert (got.stage, got.sent_all) == ("tls", False)
+
+
+DRIPS = """
+from relayd import lean
+lean.patch()
+import sys
+import threading
+import time
+from relayd.config.model import Http
+from relayd.net.hotpath import Body, HotPath
+from relayd.net.http import pool
+from tests.raw_server import RawServer
+
+closed = threading.Event()
+
+def script(talk):
+    talk.sock.recv(10)
+    try:
+        talk.say(BEGIN)
+        for _ in range(500):
+            talk.say(b"x")
+            time.sleep(0.02)
+    except OSError:
+        closed.set()
+
+with RawServer(script) as server:
+    hot = HotPath(pool(SETTINGS(server)), URL(server), connect_timeout_s=0.25)
+    got = hot.post(b"/", b"", Body(2, b"hi"), deadline=time.monotonic() + 60.0)
+    print(got.stage, got.sent_all, got.text, closed.wait(20))
+"""
+TLS_DRIPS = """
+BEGIN = b"\\x16\\x03\\x03\\x3f\\x00\\x02"
+SETTINGS = lambda server: Http()
+URL = lambda server: server.url.replace("http:", "https:")
+"""
+PROXY_DRIPS = """
+BEGIN = b"HTTP/1.1 200 OK\\r\\nX: "
+SETTINGS = lambda server: Http(proxy=server.url)
+URL = lambda server: "https://localhost:1"
+"""
+
+
+@pytest.mark.parametrize(("who", "stage"), [(TLS_DRIPS, "tls"), (PROXY_DRIPS, "proxy")])
+def test_a_connection_that_never_gets_open_octet_by_octet_is_given_up(who: str, stage: str) -> None:
+    assert in_a_worker(who + DRIPS) == f"{stage} False not open within 0.5 s True\n"
 
 
 # --- through a proxy -------------------------------------------------------------------------
