@@ -39,7 +39,7 @@ TRACE = "99999999-8888-7777-6666-555555555555"
 @dataclass(frozen=True)
 class Said:
     """An HTTP answer. announced: Content-Length, when it is to be a lie; trickle_s: between
-    octets.
+    octets; begin: octets in the place of status and headers.
     """
 
     status: int
@@ -47,6 +47,7 @@ class Said:
     headers: Mapping[str, str] = field(default_factory=dict)
     announced: int | None = None
     trickle_s: float = 0.0
+    begin: bytes = b""
 
 
 def in_json(status: int, members: object, **headers: str) -> Said:
@@ -208,12 +209,15 @@ class _Handler(BaseHTTPRequestHandler):
         self._say(self.server.entra.issue(form))
 
     def _say(self, said: Said) -> None:
-        self.send_response(said.status)
-        for name, value in said.headers.items():
-            self.send_header(name, value)
-        length = len(said.body) if said.announced is None else said.announced
-        self.send_header("Content-Length", str(length))
-        self.end_headers()
+        if said.begin:
+            self.wfile.write(said.begin)
+        else:
+            self.send_response(said.status)
+            for name, value in said.headers.items():
+                self.send_header(name, value)
+            length = len(said.body) if said.announced is None else said.announced
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
         if said.trickle_s:
             never = threading.Event()
             for octet in said.body:
@@ -222,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
                 never.wait(said.trickle_s)
         else:
             self.wfile.write(said.body)
-        self.close_connection = said.announced is not None
+        self.close_connection = said.announced is not None or bool(said.begin)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
         """Say nothing."""

@@ -23,14 +23,18 @@ import json
 import os
 import re
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msal
 import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPSConnection
 
 from relayd.clock import SYSTEM, Clock
 from relayd.config.model import Secret
@@ -79,6 +83,72 @@ class Reply:
             raise requests.HTTPError(f"HTTP {self.status_code}")
 
 
+class _Lines:
+    """The connections of one Wire, so that another thread can end what waits on them."""
+
+    def __init__(self) -> None:
+        self._sockets: list[socket.socket] = []
+
+    def add(self, sock: object) -> None:
+        """Take in one that was opened; those closed since are forgotten."""
+        self._sockets = [one for one in self._sockets if one.fileno() >= 0]
+        inner = getattr(sock, "socket", sock)  # TLS inside TLS
+        if isinstance(inner, socket.socket):
+            self._sockets.append(inner)
+
+    def cut(self) -> None:
+        """Have every read and write under way end at once; from any thread."""
+        for one in list(self._sockets):
+            try:
+                # TLS's own would take the ground from under the thread that reads.
+                socket.socket.shutdown(one, socket.SHUT_RDWR)
+            except OSError:
+                continue  # closed meanwhile
+
+
+class _Adapter(HTTPAdapter):
+    """Requests' own, but that `lines` hears of each connection it opens."""
+
+    def __init__(self, lines: _Lines) -> None:
+        self._pools = _watched_pools(lines)
+        super().__init__()
+
+    def init_poolmanager(self, *settings: Any, **more: Any) -> None:
+        """See requests."""
+        super().init_poolmanager(*settings, **more)
+        self.poolmanager.pool_classes_by_scheme = self._pools
+
+    def proxy_manager_for(self, proxy: str, **settings: Any) -> urllib3.ProxyManager:
+        """See requests."""
+        manager: urllib3.ProxyManager = super().proxy_manager_for(proxy, **settings)
+        manager.pool_classes_by_scheme = self._pools
+        return manager
+
+
+def _watched_pools(lines: _Lines) -> dict[str, type[urllib3.HTTPConnectionPool]]:
+    class Connection(HTTPSConnection):
+        def _new_conn(self) -> socket.socket:
+            sock = super()._new_conn()
+            # TLS takes the socket over: a second handle for as long as it makes itself.
+            self._second = sock.dup()
+            lines.add(self._second)
+            return sock
+
+        def connect(self) -> None:
+            try:
+                super().connect()
+            finally:
+                second = getattr(self, "_second", None)
+                if second is not None:
+                    second.close()
+            lines.add(self.sock)
+
+    class Pool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = Connection
+
+    return {"https": Pool, "http": urllib3.HTTPConnectionPool}
+
+
 class Wire:
     """MSAL's http_client: never slower than `deadline`, never larger than 64 KiB.
 
@@ -89,7 +159,9 @@ class Wire:
     def __init__(self, credential: Credential, clock: Clock) -> None:
         self._clock = clock
         self._timeout_s = credential.token_timeout_s
+        self._lines = _Lines()
         self._session = requests.Session()
+        self._session.mount("https://", _Adapter(self._lines))
         # SECURITY: with the environment trusted, REQUESTS_CA_BUNDLE would replace `verify`,
         # and https_proxy and ~/.netrc would say where secrets go.
         self._session.trust_env = False
@@ -134,6 +206,31 @@ class Wire:
         data: Mapping[str, str] | None,
     ) -> Reply:
         self.last = None
+        # A time-out bounds each wait, not their number: an answer that comes octet by octet
+        # would keep the credential's single flight in the air for ever.
+        alarm = threading.Timer(self._left_s(), self._lines.cut)
+        alarm.daemon = True
+        alarm.start()
+        try:
+            reply = self._exchange(method, url, params=params, headers=headers, data=data)
+        except Exception:
+            self._left_s()  # what is cut looks like anything
+            raise
+        finally:
+            alarm.cancel()
+        self._left_s()
+        self.last = reply
+        return reply
+
+    def _exchange(
+        self,
+        method: str,
+        url: str,
+        *,
+        params: Mapping[str, str] | None,
+        headers: Mapping[str, str] | None,
+        data: Mapping[str, str] | None,
+    ) -> Reply:
         with self._session.request(
             method,
             url,
@@ -156,11 +253,9 @@ class Wire:
                 and len(octets) < int(announced)
             ):
                 raise requests.ConnectionError("the answer was cut off")
-            reply = Reply(
+            return Reply(
                 response.status_code, dict(response.headers), octets.decode("utf-8", "replace")
             )
-        self.last = reply
-        return reply
 
     def _pieces(self, response: requests.Response) -> Iterator[bytes]:
         size = 0

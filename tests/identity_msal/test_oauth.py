@@ -271,6 +271,62 @@ def test_a_server_that_trickles_is_given_up_in_time(entra: FakeEntra, client: En
     assert (why.cause, why.configuration) == ("entra-unreachable", False)
 
 
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"HTTP/1.1 200 OK\r\nX: ",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;",
+        b"HTTP/1.0 200 OK\r\n\r\n",
+    ],
+)
+def test_an_answer_without_end_is_given_up_in_time_wherever_it_trickles(
+    begin: bytes, entra: FakeEntra, client: Entra
+) -> None:
+    entra.token_answers.append(Said(200, b" " * 500, {}, trickle_s=0.01, begin=begin))
+    why = refused(client, credential(entra, token_timeout_s=0.5))
+    assert why.cause == "entra-unreachable"
+    assert "within 0.5 s" in why.text
+
+
+@pytest.mark.parametrize("is_proxy", [True, False])
+def test_a_connection_that_never_gets_open_is_given_up_in_time_and_closed(
+    is_proxy: bool,  # noqa: FBT001  a column
+    entra: FakeEntra,
+    client: Entra,
+) -> None:
+    closed = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def trickle() -> None:
+            sock, _ = listener.accept()
+            try:
+                sock.recv(10)
+                sock.sendall(b"HTTP/1.1 200 OK\r\nX: " if is_proxy else b"\x16\x03\x03\x3f\x00\x02")
+                for _ in range(500):
+                    sock.sendall(b"x")
+                    closed.wait(0.01)
+            except OSError:
+                closed.set()
+            finally:
+                sock.close()
+
+        threading.Thread(target=trickle, daemon=True).start()
+        way = f"127.0.0.1:{listener.getsockname()[1]}"
+        there = {"proxy": f"http://{way}"} if is_proxy else {"authority": f"https://{way}"}
+        why = refused(client, credential(entra, token_timeout_s=1.5, **there))
+        assert closed.wait(10)
+
+    assert why.cause == "entra-unreachable"
+    assert "within 1.5 s" in why.text
+
+
+def test_the_alarm_of_an_answer_that_came_is_taken_back(entra: FakeEntra, client: Entra) -> None:
+    client.fetch(credential(entra))
+
+    alarms = [one for one in threading.enumerate() if isinstance(one, threading.Timer)]
+    assert all(one.finished.is_set() for one in alarms)
+
+
 def test_a_certificate_nobody_vouches_for_is_not_trusted(entra: FakeEntra, client: Entra) -> None:
     why = refused(client, credential(entra, ca_file=""))
     assert why.cause == "entra-tls"
