@@ -291,6 +291,7 @@ def _headers_with(token: str) -> bytes:
         f"Authorization: Bearer {token}\r\n"
         "Content-Type: text/plain\r\n"
         "Accept: application/json\r\n"
+        "Accept-Encoding: identity\r\n"
         "User-Agent: relayd\r\n"
         "client-request-id: "
     ).encode("ascii")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import tracemalloc
+import zlib
 from datetime import UTC, datetime
 
 import pytest
@@ -280,6 +283,48 @@ def test_a_web_page_is_told_as_one() -> None:
 
     assert answer.text == "a web page, not Graph's own answer: Blocked by policy"
     assert "text/html" in classify(502, {"content-type": "text/html"}, b"<html>", 0.1).answer.text
+
+
+DENIAL = error("ErrorInvalidRecipients", "no")
+RAW_DEFLATE = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", gzip.compress(DENIAL)),
+        (" X-GZIP ", gzip.compress(DENIAL)),
+        ("deflate", zlib.compress(DENIAL)),
+        ("deflate", RAW_DEFLATE.compress(DENIAL) + RAW_DEFLATE.flush()),
+        ("gzip", DENIAL),  # undone on the way, and the header forgotten
+        ("deflate", DENIAL),
+        ("identity", DENIAL),
+        ("gzip", gzip.compress(DENIAL + b" " * 10_000_000)[:65_536]),
+    ],
+)
+def test_a_compressed_refusal_is_understood(encoding: str, body: bytes) -> None:
+    outcome = classify(400, {"content-encoding": encoding}, body, 0.1)
+
+    assert isinstance(outcome, Failed)
+    assert (outcome.answer.code, outcome.answer.text) == ("ErrorInvalidRecipients", "no")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", ""])
+def test_what_cannot_be_undone_is_read_as_it_is(encoding: str) -> None:
+    outcome = classify(403, {"content-encoding": encoding}, b"\x1f\x8b\x08 <html>", 0.1)
+
+    assert outcome.answer.code == "web-page"
+
+
+def test_a_bomb_does_not_unfold() -> None:
+    bomb = gzip.compress(bytes(20_000_000))
+
+    tracemalloc.start()
+    classify(400, {"content-encoding": "gzip"}, bomb, 0.1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 2_000_000
 
 
 def test_plain_words_are_kept_and_an_oauth_error_understood() -> None:

@@ -152,6 +152,7 @@ def test_the_request_is_what_graph_wants() -> None:
     lines = hot.headers[0].split(b"\r\n")
     assert b"Authorization: Bearer t1" in lines
     assert b"Content-Type: text/plain" in lines
+    assert b"Accept-Encoding: identity" in lines
     assert hot.headers[0].endswith(b"\r\n")
     assert addresses(hot.messages[0]) == {"b@example.com", "hidden@example.com"}
     assert hot.messages[0].endswith(b"\r\n\r\nhello\r\n")
