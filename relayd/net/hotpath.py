@@ -5,8 +5,8 @@ are gone round because they cost ten times what the octets do (docs: bench). Wha
 care of is taken care of here:
 
     a kept connection that the server has closed is found out before writing; if the very
-        first write fails on it, a fresh one is taken, once. Once an octet of the request
-        may have been read, nothing is ever repeated here
+        first write fails on it, or a 408 met the request on its way, a fresh one is taken,
+        once. Once an octet of the request may have been read, nothing is ever repeated here
     one deadline for the whole exchange; a body of known length, never more, never less
     1xx, chunked, no length, Connection: close, HTTP/1.0, folded and huge headers, garbage
     an answer that comes before the request is complete ends the sending; a 1xx does not, for
@@ -14,7 +14,8 @@ care of is taken care of here:
 
 An answer counts from its head on: a body that breaks off is cut, and the connection closed.
 
-Source: RFC 9112 (HTTP/1.1), RFC 9110 §15.2 (1xx), RFC 9112 §9.3.1 (retrying requests).
+Source: RFC 9112 (HTTP/1.1), RFC 9110 §15.2 (1xx), RFC 9112 §9.3.1 (retrying requests),
+RFC 9110 §15.5.9 (408).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import re
 import select
 import socket
 import ssl
+import struct
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, Protocol
@@ -62,6 +64,9 @@ _POLL: Final = get_original(
 
 _DIALLING_FIRST_S: Final = 0.25
 """The dialling has the same limit, and says more when it ends by itself."""
+
+_UNACKED: Final = struct.Struct("=24xI")
+"""tcpi_unacked in Linux's tcp_info: segments sent and not acknowledged, see tcp(7)."""
 
 _LATE_ANSWER_S: Final = 2.0
 """How long an answer is waited for after the writing broke."""
@@ -180,6 +185,10 @@ class HotPath:
             error = self._write(link, first, body, deadline)
             if error is None:
                 response = self._read(link, began, deadline, sent_all=True)
+                if response.status == 408 and kept and body.pieces is None and link.is_unread():
+                    # RFC 9110 §15.5.9: it was idle for too long, and ends as we write.
+                    link.close()
+                    return None
                 self._keep(link, began + response.elapsed_s)
                 return response
             if kept and not link.wrote and not isinstance(error, TimeoutError):
@@ -453,6 +462,19 @@ class _Link:
             return None
         except OSError:
             return b""
+
+    def is_unread(self) -> bool:
+        """Tell whether the end of what was sent has certainly not reached the other host.
+
+        What it says after that would acknowledge it. False when nobody can tell.
+        """
+        if not isinstance(self.sock, socket.socket):
+            return False
+        try:
+            told = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED.size)
+        except OSError:
+            return False
+        return len(told) == _UNACKED.size and _UNACKED.unpack(told)[0] > 0
 
     def _wait(self, wait: Callable[[], object], deadline: float) -> None:
         if self._patience is None or not self._patience.wait(wait, deadline):

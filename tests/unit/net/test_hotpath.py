@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import socket
 import ssl
 import subprocess
@@ -488,6 +489,65 @@ def test_a_kept_connection_that_dies_after_the_write_is_never_repeated() -> None
         assert (got.stage, got.sent_all) == ("answer", True)
 
     assert (len(requests), server.connections) == (2, 1)
+
+
+class _Unacknowledged(socket.socket):
+    """One of which the kernel says that what was sent last is still on its way."""
+
+    unacked = 1
+
+    def getsockopt(self, level: int, optname: int, buflen: int = 0, /) -> bytes:  # type: ignore[override]  # all that is needed
+        assert (level, optname) == (socket.IPPROTO_TCP, socket.TCP_INFO)
+        told = bytearray(super().getsockopt(level, optname, 232))
+        told[24:28] = self.unacked.to_bytes(4, sys.byteorder)
+        return bytes(told[:buflen])
+
+
+TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("unacked", "is_large", "statuses"),
+    [(1, False, [202, 202]), (0, False, [202, 408]), (1, True, [202, 408])],
+)
+def test_a_408_that_crossed_the_request_is_no_answer_to_it(
+    unacked: int,
+    is_large: bool,  # noqa: FBT001  a column
+    statuses: list[int],
+) -> None:
+    def script(talk: Conversation) -> None:
+        talk.request()
+        talk.say(ACCEPTED)
+        if talk.number == 0:
+            talk.request()
+            talk.say(TIMED_OUT)
+
+    with RawServer(script) as server:
+        hot = hot_for(server)
+        got = [response(post(hot)).status]
+        (link,) = hot._idle
+        assert isinstance(link.sock, socket.socket)
+        link.sock = _Unacknowledged(fileno=os.dup(link.sock.fileno()))
+        link.sock.unacked = unacked
+        link.sock.settimeout(0.0)
+        body = Body(4, b"", iter([b"aG", b"k="])) if is_large else BODY
+        got.append(response(post(hot, body)).status)
+        link.sock.close()
+        hot.close()
+
+    assert got == statuses
+    assert hot.opened == (2 if statuses[1] == 202 else 1)
+
+
+def test_what_has_arrived_or_is_closed_is_not_called_unread() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+        link = hotpath._Link(ours, ours, SYSTEM)
+        with theirs, ours:
+            assert not link.is_unread()
+        assert not link.is_unread(), "closed: nobody can tell"
+        link.close()
 
 
 class _DeadAtWrite:
