@@ -42,7 +42,7 @@ from relayd.deliver.outcome import (
 from relayd.deliver.transport import Grip, OpenContent
 from relayd.errors import LeaseLost, SpoolUnavailable, TokenUnavailable
 from relayd.identity.tokens import Token
-from relayd.message.headers import HEAD_LIMIT, split_head
+from relayd.message.headers import HEAD_LIMIT, split_to_send
 from relayd.message.outgoing import outgoing_head
 from relayd.net.hotpath import Body, HotPath
 from relayd.net.http import Response, Stage, Unanswered
@@ -338,7 +338,7 @@ def _merged(parts: list[tuple[tuple[str, ...], Outcome]]) -> Result:
 def _read_letter(lease: Lease, content: OpenContent) -> _Letter:
     """Find the head; the body of a small message too, the length of a large one's."""
     if lease.content is not None and len(lease.content) <= _WHOLE_BYTES:
-        head, start = split_head(lease.content)
+        head, start = split_to_send(lease.content)
         return _Letter(head, start, len(lease.content) - start, lease.content[start:])
     buffer, total = bytearray(), 0
     with _opened(lease, content) as pieces:
@@ -347,9 +347,9 @@ def _read_letter(lease: Lease, content: OpenContent) -> _Letter:
             if len(buffer) <= HEAD_LIMIT:
                 buffer += piece
     if total <= _WHOLE_BYTES:
-        head, start = split_head(bytes(buffer))
+        head, start = split_to_send(bytes(buffer))
         return _Letter(head, start, total - start, bytes(buffer[start:]))
-    head, start = split_head(bytes(buffer))
+    head, start = split_to_send(bytes(buffer))
     return _Letter(head, start, total - start, None)
 
 

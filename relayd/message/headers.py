@@ -1,9 +1,10 @@
 r"""The head of a message: split into fields as raw octets, edited by the field, put together.
 
-    is_too_long(head)    whether a client's head is more than can be read again when it is sent
-    split_head(content)  where the body starts
-    Head.parse(head)     fields in order; what is not edited is rendered as it came
-    Head.render()        fields, empty line, and what was no header after all
+    is_too_long(head)       whether a client's head is more than can be read again when it is sent
+    split_head(content)     where the body starts
+    split_to_send(content)  the same; where no empty line came first, less the Bcc lines after it
+    Head.parse(head)        fields in order; what is not edited is rendered as it came
+    Head.render()           fields, empty line, and what was no header after all
 
 Forgiven: a first line that starts with a space, an mbox "From " line, no header at all, a
 line that is no field (the body starts there), a space before a colon and a line of spaces
@@ -49,6 +50,11 @@ _MBOX: Final = re.compile(rb"From [^\r\n]*+(?:\r\n?|\n|\Z)")
 _SPACES: Final = re.compile(rb"[ \t]++(?=[!-9;-~]++[ \t]*+:)")
 _BARE_NEWLINE: Final = re.compile(rb"\r\n(?![ \t])|\r(?!\n)|(?<!\r)\n|\x00")
 _LINE_OF_SPACES: Final = re.compile(rb"\r\n[ \t]++(?=\r\n)")
+_EMPTY_LINE: Final = re.compile(rb"(?:\r\n?+|\n)(?=[\r\n])")
+_HIDDEN: Final = re.compile(
+    rb"(?<![^\r\n])(?:Resent-)?Bcc[ \t]*+:[^\r\n]*+(?:(?:\r\n?|\n)[ \t][^\r\n]*+)*(?:\r\n?|\n|\Z)",
+    re.IGNORECASE,
+)
 _FOLD: Final = re.compile(rb"\r\n(?=[ \t])")
 
 
@@ -168,6 +174,27 @@ def split_head(octets: bytes) -> tuple[bytes, int]:
     if line_end is not None:
         body = line_end.end()
     return octets[:body], body
+
+
+def split_to_send(octets: bytes) -> tuple[bytes, int]:
+    """Return the head as `split_head` does, and where the body starts that goes behind it.
+
+    Where a line that is no field ended the head, what follows up to the next empty line is with
+    the head, as `Head.rest` of it, if Bcc or Resent-Bcc lines had to be left out of it.
+
+    octets: from the start of the content; where they are not all of it, only they are looked at.
+    """
+    head, start = split_head(octets)
+    if head.endswith(b"\r\n\r\n") or start == len(octets):
+        return head, start
+    if _end_of_fields(octets) != start or _FIELD.match(octets, start) is not None:
+        return head, start  # an empty line ended it; or its length
+    # SECURITY: the device took them for its head; as body text they tell everybody who is hidden.
+    empty = _EMPTY_LINE.search(octets, start)
+    stop = len(octets) if empty is None else empty.end()
+    before = octets[start:stop]
+    opening = _HIDDEN.sub(b"", before) if b"bcc" in before.lower() else before
+    return (head, start) if opening == before else (head + opening, stop)
 
 
 def _end_of_fields(octets: bytes) -> int:

@@ -10,8 +10,8 @@
     X-Relayd-Hops our mark, to know a message that Microsoft sends back to us
 
 8-bit text in Subject, X-* and names becomes encoded words (message.charsets); a space before a
-colon and a line of spaces go. The body is never touched, nor is anything in the head that is not
-named here.
+colon and a line of spaces go. The body is never touched here (`headers.split_to_send` says what
+goes of it before), nor is anything in the head that is not named here.
 
 Source: RFC 5322 §3.6; RFC 6409 §8 (what a submission server adds); RFC 2047 §5.
 """

@@ -227,6 +227,26 @@ def test_content_in_pieces_is_the_same_as_content_whole() -> None:
     assert whole.messages[0].endswith(body)
 
 
+@pytest.mark.parametrize("size", [0, 300_000])
+def test_a_bcc_line_behind_a_broken_head_is_not_sent_as_text(size: int) -> None:
+    # A device whose second line was no field: everybody read who was hidden.
+    broken = (
+        b"Subject: x\r\ndisk full\r\nBcc: boss@contoso.com,\r\n b@c.d\r\nTo: ops@contoso.com\r\n"
+    )
+    content = broken + b"\r\nBcc: in the body\r\n" + b"z" * size
+    whole, cut = sequence(TAKEN), sequence(TAKEN)
+
+    send(whole, content=content, size_bytes=len(content))
+    parts = tuple(content[at : at + 1000] for at in range(0, len(content), 1000))
+    send(cut, content=None, size_bytes=len(content), pieces=parts)
+
+    assert cut.messages == whole.messages
+    (message,) = whole.messages
+    assert b"boss" not in message
+    opening = b"\r\n\r\ndisk full\r\nTo: ops@contoso.com\r\n\r\nBcc: in the body\r\n"
+    assert message.endswith(opening + b"z" * size)
+
+
 def test_small_content_from_the_spool_is_encoded_whole() -> None:
     hot = sequence(TAKEN)
 

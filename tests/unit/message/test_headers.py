@@ -18,6 +18,7 @@ from relayd.message.headers import (
     is_too_long,
     make_field,
     split_head,
+    split_to_send,
     value_of,
 )
 from relayd.message.trace import received_line
@@ -322,3 +323,53 @@ def test_a_body_without_a_head_may_be_long() -> None:
 
     for start in (b"", b"Subject: x\r\n", b" words\r\n"):
         assert not is_too_long((start + words)[:HEAD_LIMIT])
+
+
+@given(octets=heads | st.binary(max_size=60))
+def test_what_has_no_bcc_line_is_split_to_send_as_ever(octets: bytes) -> None:
+    assert split_to_send(octets) == split_head(octets)
+
+
+@pytest.mark.parametrize("start", [b"Subject: x\r\n", TRACE, TRACE + b"To : a@b\r\n", b""])
+@pytest.mark.parametrize("line", [b"disk full\r\n", b" words\r\nTo: a@b\r\n", b"Bcc\r\n"])
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        b"Bcc: boss@contoso.com\r\n",
+        b"BCC : a@b,\r\n\tboss@contoso.com\r\n c@d\r\n",
+        b"resent-bcc:boss@contoso.com\r\nBcc: boss@contoso.com\r\n",
+    ],
+)
+@pytest.mark.parametrize("end", [b"", b"To: c@d\r\n", b"X-Bcc: e\r\n\r\nBcc: in the body\r\n"])
+def test_no_bcc_line_behind_a_broken_head_is_read_by_all(
+    start: bytes, line: bytes, hidden: bytes, end: bytes
+) -> None:
+    if line.startswith(b" ") and start != TRACE:
+        start += b"no field\r\n"
+    content = start + line + hidden + end
+
+    head, body = split_to_send(content)
+
+    sent = Head.parse(head).render() + content[body:]
+    assert b"boss" not in sent
+    assert sent == Head.parse(split_head(start)[0]).render() + (
+        content[split_head(content)[1] :].replace(hidden, b"")
+    )
+
+
+def test_a_bcc_line_after_the_empty_line_is_text() -> None:
+    for content in (
+        b"Subject: x\r\n\r\nBcc: a@b\r\n",
+        b"X : y\r\n\r\nBcc: a@b\r\n",
+        b"\r\nBcc: a@b\r\n",
+        b"\r\nwords\r\nBcc: a@b\r\n",
+        b"Subject: x\n\nwords\nBcc: a@b\n",
+        b"Subject: x\r\nno field\r\n\r\nBcc: a@b\r\n",
+    ):
+        assert split_to_send(content) == split_head(content)
+
+
+def test_a_head_that_was_too_long_leaves_as_ever() -> None:
+    content = b"A: b\r\n" * (HEAD_LIMIT // 6 + 100) + b"Bcc: a@b\r\n\r\nbody"
+
+    assert split_to_send(content) == split_head(content)
