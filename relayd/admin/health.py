@@ -78,7 +78,8 @@ def _master(status: Frame) -> Check:
 def _workers(status: Frame) -> Check:
     workers = [row for row in _rows(status.get("processes")) if row.get("kind") == "worker"]
     serving = sum(1 for row in workers if row.get("state") == "ready")
-    return Check(ok=serving > 0, text=f"{serving} of {status.get('workers')} serve")
+    why = f": {status['unavailable']}" if status.get("unavailable") and not serving else ""
+    return Check(ok=serving > 0, text=f"{serving} of {status.get('workers')} serve{why}")
 
 
 def _listeners(status: Frame) -> Check:

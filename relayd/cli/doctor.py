@@ -22,6 +22,7 @@ from urllib.parse import quote
 from relayd.check import relay_user
 from relayd.cli import daemon, terminal
 from relayd.cli import main as command_line
+from relayd.cli.answers import text_of
 from relayd.config.model import Server, Upstream
 from relayd.config.partial import Seen, look
 from relayd.doctor.examination import Examination
@@ -110,6 +111,8 @@ def _meant(options: argparse.Namespace, seen: Seen, relay: Relay) -> Sequence[Up
     for words in seen.found:
         terminal.complain(words)
     if seen.found:
+        if relay.unavailable:
+            terminal.complain(f"no worker serves: {relay.unavailable}")
         return command_line.FAILED
     if not there:
         terminal.complain("no upstream is configured yet; next step: relayd setup")
@@ -159,6 +162,8 @@ class RunningRelay:
     def __init__(self, path: str, status: Frame) -> None:
         self._path = path
         self._status = status
+        self.unavailable = text_of(status.get("unavailable"))
+        self.is_starting = status.get("queue") is None
         self._tokens: dict[str, Row | None] = {}
         self._ways: dict[str, Row] = {}
 

@@ -145,13 +145,16 @@ def _news(answer: Frame, limits: Limits, now: datetime) -> Iterator[News]:
 
 def _of_processes(answer: Frame) -> Iterator[News]:
     state = text_of(answer.get("state"))
-    if state == "stopping":
-        yield News(Level.CRITICAL, "relayd is stopping")
-    elif state == "starting":
-        yield News(Level.WARNING, "relayd is starting")
+    unavailable = text_of(answer.get("unavailable"))
     ready = _ready_workers(answer)
     wanted = number_of(answer.get("workers"))
-    if state != "starting" and ready < wanted:
+    if state == "stopping":
+        yield News(Level.CRITICAL, "relayd is stopping")
+    elif unavailable:
+        yield News(Level.CRITICAL, f"no worker serves, no mail is taken: {unavailable}")
+    elif state == "starting":
+        yield News(Level.WARNING, "relayd is starting")
+    if state != "starting" and not unavailable and ready < wanted:
         level = Level.WARNING if ready else Level.CRITICAL
         yield News(level, f"{ready} of {wanted:g} workers serve")
     if not rows_of(answer.get("listeners")):
@@ -192,7 +195,8 @@ def _of_end(what: str, days: int | None, limits: tuple[int, int]) -> Iterator[Ne
 
 def _of_queue(answer: Frame, limits: Limits) -> Iterator[News]:
     if not isinstance(answer.get("queue"), Mapping):
-        yield News(Level.WARNING, "the queue is not known yet")
+        if not answer.get("unavailable"):  # or it is known why
+            yield News(Level.WARNING, "the queue is not known yet")
         return
     held = number_of(mapping_of(answer.get("queue")).get("held"))
     if held:

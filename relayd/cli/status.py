@@ -20,7 +20,7 @@ from typing import Final
 from relayd.cli import main as command_line
 from relayd.cli import nagios, terminal
 from relayd.cli.answers import list_of, mapping_of, moment_of, number_of, rows_of, text_of
-from relayd.cli.daemon import ask
+from relayd.cli.daemon import ask, unit_of
 from relayd.clock import SYSTEM
 from relayd.master.frames import Frame, Json
 
@@ -150,6 +150,11 @@ def _alarms(answer: Frame) -> list[str]:
     """Return what stops everything: it stands above all else."""
     clock, spool = mapping_of(answer.get("clock")), mapping_of(answer.get("spool"))
     lines: list[str] = []
+    if unavailable := text_of(answer.get("unavailable")):
+        lines += [
+            terminal.paint("NO WORKER SERVES, NO MAIL IS TAKEN", "red"),
+            *_why_and_do({"why": unavailable, "do": _until_one_serves(answer)}),
+        ]
     if clock.get("right") is False:
         lines += [terminal.paint("THE CLOCK IS WRONG", "red"), *_why_and_do(clock)]
     if spool.get("ok") is False:
@@ -158,6 +163,16 @@ def _alarms(answer: Frame) -> list[str]:
             f"  why {terminal.safe(text_of(spool.get('text')))}",
         ]
     return lines
+
+
+def _until_one_serves(answer: Frame) -> str:
+    """Return what to do while every start of a worker fails."""
+    unit = unit_of(text_of(answer.get("config"))).removesuffix(".service")
+    log = f"journalctl -u {unit} -n 50" if unit else "its log"
+    return (
+        f"Mend that; more is in the log: {log}. A worker is started again by itself, at least"
+        " every 30 s. Until one serves, devices are answered 421 and keep their mail."
+    )
 
 
 def _why_and_do(row: Frame) -> list[str]:

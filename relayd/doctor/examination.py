@@ -29,6 +29,10 @@ from relayd.identity.credentials import credential_for
 from relayd.identity.tokens import Claims, claims_of
 
 _EXPIRY_NOTICE_DAYS: Final = 30
+_SERVE: Final = (
+    "Mend that; the log says more. A worker is started again by itself, at least every 30 s."
+    " Until one serves, devices are answered 421."
+)
 
 
 class Examination:
@@ -171,7 +175,12 @@ class Examination:
         name, upstream = "relay", self._upstream.name
         if self._relay.away:
             return skipped(name, self._relay.away, self._relay.remedy)
+        if why := self._relay.unavailable:
+            return problem(name, f"no worker serves: {why}", _SERVE)
         row = self._relay.upstream(upstream)
+        if row is None and self._relay.is_starting:
+            text = "the running relay is starting and has not told of its upstreams yet"
+            return skipped(name, text, "Ask again in a few seconds.")
         if row is None:
             return warning(
                 name,

@@ -27,6 +27,16 @@ class Relay(Protocol):
         """What mends that."""
         ...
 
+    @property
+    def unavailable(self) -> str:
+        """Why none of its workers serves; "" while one does, or starts."""
+        ...
+
+    @property
+    def is_starting(self) -> bool:
+        """True before a worker has told anything."""
+        ...
+
     def upstream(self, name: str) -> Row | None:
         """Return its row of `status`; None: the running relay has no such upstream."""
         ...
@@ -50,6 +60,9 @@ class Relay(Protocol):
 
 class Away:
     """Nobody answers."""
+
+    unavailable = ""
+    is_starting = False
 
     def __init__(self, why: str, remedy: str = "") -> None:
         self.away = why

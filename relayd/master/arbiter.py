@@ -182,9 +182,8 @@ class Arbiter:
         elif turn_away.is_on:
             turn_away.go_on()
         elif now - self._served_at >= house.timings.unserved_s:
-            reason = house.household.trouble or "the workers are starting still"
-            house.log.error("relay.unavailable", reason=reason)
             turn_away.begin(house.current.listening, implicit=self._implicit(), words=NOT_AVAILABLE)
+            house.log.error("relay.unavailable", reason=self.unavailable())
 
     def _implicit(self) -> list[str]:
         """Return the listeners that speak TLS at once."""
@@ -368,6 +367,12 @@ class Arbiter:
             return self._reexec.shown
         return self._reload.step.value or self.house.phase.value
 
+    def unavailable(self) -> str:
+        """Return why no worker serves for longer than a start takes; "" while one does."""
+        if not self._turn_away.is_on or self.house.phase is Phase.STOPPING:
+            return ""
+        return self.house.household.trouble or "the workers are starting still"
+
     def last_reload(self) -> Frame:
         """Return how the last reload ended; {} before the first."""
         return self._reload.last
@@ -385,7 +390,8 @@ class Arbiter:
             house.notifier.watchdog()
         upstreams = house.current.config.settings.upstreams
         line = report.refusal(self._reload.last)
-        line += report.summary(house.current, house.household, self.state(), upstreams)
+        phase = "NO WORKER SERVES" if self.unavailable() else self.state()
+        line += report.summary(house.current, house.household, phase, upstreams)
         if not house.current.is_ready:
             line += house.troubles.last()
         house.notifier.status(line)

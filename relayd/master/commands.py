@@ -27,6 +27,10 @@ class Loop(Protocol):
         """Return what is going on, in a word or two."""
         ...
 
+    def unavailable(self) -> str:
+        """Return why no worker serves for longer than a start takes; "" while one does."""
+        ...
+
     def last_reload(self) -> Frame:
         """Return how the last reload ended."""
         ...
@@ -90,6 +94,7 @@ class Commands:
         settings = house.current.config.settings
         own: dict[str, Json] = {
             "state": self._loop.state(),
+            "unavailable": self._loop.unavailable() or None,
             "up_s": round(house.now() - house.started_at, 1),
             "config": house.launch.path,
             "runtime_dir": settings.runtime_dir,
@@ -162,5 +167,7 @@ class Commands:
             return refused("the request is too large; ask for less at once")
         if taken:
             return None
-        text = "no worker serves just now; `relayd status` says why"
+        why = self._loop.unavailable()
+        text = f"no worker serves: {why}" if why else "no worker serves just now"
+        text += "; `relayd status` says more"
         return refused(text, exit_code=UNAVAILABLE)

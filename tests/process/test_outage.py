@@ -600,6 +600,9 @@ def test_where_no_worker_can_open_the_spool_devices_are_answered_until_one_can(
             b"4.3.0 Service not available, try again later",
         )
         assert "is open to others" in relay.cli("status").stdout
+        nagios = relay.cli("status", "--nagios", check=False)
+        assert (nagios.returncode, "no worker serves" in nagios.stdout) == (2, True), nagios.stdout
+        assert "is open to others" in nagios.stdout
         spool.chmod(0o700)
         wait_until(relay.is_up, seconds=120)
         submit(relay.port, "after")

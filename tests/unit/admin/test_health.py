@@ -48,6 +48,11 @@ def test_all_well_is_ready_and_says_what_was_looked_at() -> None:
         ({"processes": []}, "workers", "0 of 2 serve"),
         ({"processes": None}, "workers", "0 of 2 serve"),
         ({"processes": WORKERS[:1] + WORKERS[2:]}, "workers", "0 of 2 serve"),
+        (
+            {"processes": [], "unavailable": "worker 1: no such file"},
+            "workers",
+            "0 of 2 serve: worker 1: no such file",
+        ),
         ({"listeners": []}, "listeners", "none is open"),
         ({"spool": None}, "spool", "no worker has told of it yet"),
         ({"spool": {"ok": False, "text": "disk full"}}, "spool", "disk full"),

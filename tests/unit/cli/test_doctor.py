@@ -228,6 +228,28 @@ def test_what_it_refuses_is_no_answer(control: ControlSocket, tmp_path: Path) ->
     assert "does not answer" in running_relay(str(tmp_path / "control.sock"), "", "").away
 
 
+def test_what_keeps_its_workers_from_serving_is_known(
+    control: ControlSocket, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "control.sock")
+    control.answers["status"] = pages({"queue": None, "unavailable": "worker 1: why"})
+    relay = running_relay(path, "", "")
+    assert (relay.unavailable, relay.is_starting) == ("worker 1: why", True)
+    control.answers["status"] = pages({"queue": {}, "unavailable": None})
+    relay = running_relay(path, "", "")
+    assert (relay.unavailable, relay.is_starting) == ("", False)
+
+
+def test_who_may_not_read_the_configuration_hears_why_no_worker_serves(
+    control: ControlSocket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control.answers["status"] = pages({"queue": None, "unavailable": "worker 1: why"})
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "broken.toml").write_text("=")
+    assert control.relayd("doctor") == 1
+    assert "no worker serves: worker 1: why" in capsys.readouterr().err
+
+
 def test_one_that_does_not_run_says_how_to_start_it(tmp_path: Path) -> None:
     relay = running_relay(str(tmp_path / "none.sock"), "", "systemctl start relayd")
     assert isinstance(relay, Away)

@@ -103,6 +103,12 @@ DOWN: Frame = {"state": "down", "down_s": 299, "cause": "7000215"}
         ({"processes": []}, Level.CRITICAL, "0 of 2 workers serve"),
         ({"state": "stopping"}, Level.CRITICAL, "relayd is stopping"),
         ({"state": "starting", "processes": []}, Level.WARNING, "relayd is starting"),
+        (
+            {"state": "starting", "processes": [], "queue": None, "unavailable": "worker 1: why"},
+            Level.CRITICAL,
+            "no worker serves, no mail is taken: worker 1: why",
+        ),
+        ({"state": "starting", "unavailable": None}, Level.WARNING, "relayd is starting"),
         ({"state": "reload: checking"}, Level.OK, ""),
         ({"reload": {"result": "refused"}}, Level.WARNING, "the last reload was refused"),
         ({"reload": {"result": "done"}}, Level.OK, ""),
@@ -111,6 +117,12 @@ DOWN: Frame = {"state": "down", "down_s": 299, "cause": "7000215"}
 def test_what_is_not_well_is_said_at_its_level(changes: Frame, level: Level, words: str) -> None:
     found, told, _ = verdict({**WELL, **changes}, LIMITS, NOW)
     assert (found, words in told) == (level, True), told
+
+
+def test_what_follows_from_no_worker_is_not_told_beside_it() -> None:
+    changes: Frame = {"state": "running", "processes": [], "queue": None, "unavailable": "why"}
+    _, words, _ = verdict({**WELL, **changes}, LIMITS, NOW)
+    assert words == "no worker serves, no mail is taken: why"
 
 
 def test_held_mail_names_its_causes() -> None:

@@ -147,6 +147,14 @@ def test_a_wrong_clock_and_a_full_disk_stand_above_all_else() -> None:
     assert "SPOOL" not in well
 
 
+def test_that_nobody_serves_stands_above_all_else_with_the_reason_and_the_log() -> None:
+    head = lines(unavailable="worker 1: no\x1b[2J").partition("PROCESS")[0]
+    assert "NO WORKER SERVES, NO MAIL IS TAKEN\n  why worker 1: no\\x1b[2J\n  do  Mend" in head
+    assert "journalctl -u relayd -n 50" in head
+    assert "journalctl" not in lines(unavailable="x", config="/srv/relayd.toml")
+    assert "NO WORKER" not in lines(unavailable=None)
+
+
 @pytest.mark.parametrize(
     ("end", "words"),
     [

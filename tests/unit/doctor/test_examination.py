@@ -281,6 +281,24 @@ def test_an_upstream_the_running_relay_does_not_know_wants_a_reload(bench: Bench
     assert bench.steps(relay)["relay"].do == "relayd check && relayd reload"
 
 
+def test_that_no_worker_serves_is_what_blocks_the_way_out(bench: Bench) -> None:
+    relay = running()
+    del relay.rows["upstream"]
+    relay.unavailable = "worker 1: /var/spool/relayd is open to others"
+    step = bench.steps(relay)["relay"]
+    assert step.state is State.PROBLEM
+    assert step.text == "no worker serves: worker 1: /var/spool/relayd is open to others"
+    assert "reload" not in step.do
+
+
+def test_a_relay_that_starts_still_is_not_asked_for_a_reload(bench: Bench) -> None:
+    relay = running()
+    del relay.rows["upstream"]
+    relay.is_starting = True
+    step = bench.steps(relay)["relay"]
+    assert (step.state, step.do) == (State.SKIPPED, "Ask again in a few seconds.")
+
+
 def test_a_relay_without_a_token_says_why(bench: Bench) -> None:
     bench.write(secret='client_secret_env = "CONTOSO"')
     relay = running()

@@ -33,6 +33,8 @@ class Running:
 
     away = ""
     remedy = ""
+    unavailable = ""
+    is_starting = False
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}

@@ -8,7 +8,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 
 from relayd.master import sockets, spawn
 from relayd.master.crew import Life, Post
-from relayd.master.frames import done
+from relayd.master.frames import Json, done
 from relayd.master.house import Phase
 from relayd.master.turnaway import NOT_AVAILABLE, SHUTTING_DOWN
 from tests.masters import A_CLIENT, Master, a_master
@@ -118,6 +118,49 @@ def test_while_no_worker_can_start_who_connects_is_told_so(master: Master) -> No
     master.until(lambda: "relay.turned_away" in master.log())
     assert "connections=2" in master.log().partition("relay.turned_away")[2].splitlines()[0]
     assert heard(master) != NOT_AVAILABLE
+
+
+def unavailable(master: Master) -> Json:
+    """Return what `status` says of it."""
+    master.arbiter._answer(A_CLIENT, {"command": "status"})
+    result = master.replies[-1]["result"]
+    assert isinstance(result, Mapping)
+    return result["unavailable"]
+
+
+def test_why_nobody_serves_is_in_the_status_until_somebody_does(master: Master) -> None:
+    master.start()
+    assert unavailable(master) is None
+    post = lose_worker(master, unserved_s=5.0)
+    assert unavailable(master) is None  # it will be back in seconds
+    master.arbiter._served_at -= 55.0
+    master.until(lambda: "relay.unavailable" in master.log())
+    assert unavailable(master) == "worker 1: SIGKILL"
+    post.due_at = 0.0
+    master.until(lambda: "relay.turned_away" in master.log())
+    assert unavailable(master) is None
+
+
+def test_a_relay_that_stops_is_not_said_to_lack_workers(master: Master) -> None:
+    master.start()
+    lose_worker(master)
+    reason(master)
+    assert unavailable(master)
+    master.arbiter.stop(fast=False)
+    assert unavailable(master) is None
+
+
+def test_systemctl_status_does_not_say_serving_while_nobody_does(
+    master: Master, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(master.house.notifier, "status", lines.append)
+    master.start()
+    lose_worker(master)
+    reason(master)
+    master.arbiter._turn()
+    assert lines[-1].startswith("NO WORKER SERVES, ")
+    assert "SIGKILL" in lines[-1]
 
 
 def test_where_tls_comes_first_nothing_is_said_in_clear(master: Master) -> None:

@@ -32,6 +32,7 @@ class Loop:
         self.replies: list[Frame] = []
         self.worker: bool | Exception = True
         self.children: list[object] = []
+        self.why = ""
         loaded = Loaded(select(Config()), fd=-1)
         self.house = cast("House", self._house(loaded))
 
@@ -56,6 +57,9 @@ class Loop:
 
     def state(self) -> str:
         return "running"
+
+    def unavailable(self) -> str:
+        return self.why
 
     def last_reload(self) -> Frame:
         return {}
@@ -174,3 +178,10 @@ def test_what_no_worker_takes_is_refused_with_words(
     reply = ask(loop, command="queue.list")
     assert reply is not None
     assert words in str(reply["error"])
+
+
+def test_while_nobody_serves_the_reason_is_told_to_whoever_needs_a_worker(loop: Loop) -> None:
+    loop.worker, loop.why = False, "worker 1: /var/spool/relayd is open to others"
+    reply = ask(loop, command="queue.list")
+    assert reply is not None
+    assert "no worker serves: worker 1: /var/spool/relayd is open" in str(reply["error"])
