@@ -25,6 +25,7 @@ from relayd.config.model import Config, Upstream
 from relayd.deliver import probe
 from relayd.deliver.silence import Silence
 from relayd.errors import CacheUnavailable, TokenUnavailable
+from relayd.identity import aadsts
 from relayd.identity.tokens import Token, TokenClient, claims_of
 from relayd.master.frames import Frame, Json, done, refused
 from relayd.net.http import pool
@@ -223,7 +224,7 @@ def failed_row(upstream: Upstream, why: TokenUnavailable) -> dict[str, Json]:
         "tenant": upstream.tenant,
         "audience": "",
         "cause": cause,
-        "why": (meaning_of(why.cause) if action else "") or why.text,
+        "why": why.text if why.cause in aadsts.OWN else meaning_of(why.cause) or why.text,
         "do": action,
     }
 

@@ -1,8 +1,9 @@
 """`relayd explain CODE`: what an AADSTS, Graph or SMTP code means, and what to do.
 
 One source with the relay itself: the tables it decides by (identity.aadsts, deliver.catalogue),
-and a row here for every refusal in smtp.replies. Codes may be pasted as they stand in a log:
-"AADSTS7000215: Invalid client secret", "HTTP 429", "550 5.7.1 Relaying denied".
+and a row here for every refusal in smtp.replies and every hold of our own. Codes may be pasted as
+they stand in a log: "AADSTS7000215: Invalid client secret", "HTTP 429",
+"550 5.7.1 Relaying denied".
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from typing import Final
 from relayd.cli import main as command_line
 from relayd.cli import terminal
 from relayd.deliver import catalogue
+from relayd.deliver.catalogue import Verdict
 from relayd.deliver.outcome import Answer
 from relayd.identity import aadsts
+from relayd.spool import moves
 
 _EPILOG: Final = """\
 examples:
   relayd explain AADSTS7000215          Entra: from the log, or `relayd status`
   relayd explain ErrorAccessDenied      Graph
-  relayd explain 429                    Graph, by HTTP status
+  relayd explain 429 503                Graph, by HTTP status
+  relayd explain entra-unreachable      a cause that relayd names itself
   relayd explain 550 5.7.1              what relayd answered a device
 
 exit: 0 explained, 1 unknown code"""
@@ -146,6 +150,32 @@ SMTP: Final[Mapping[str, tuple[str, str]]] = {
 }
 """Code and enhanced code -> (meaning, what to do)."""
 
+HELD: Final[Mapping[str, tuple[str, str]]] = {
+    moves.OPERATOR: (
+        "an operator keeps the message back (relayd queue hold)",
+        "relayd queue release ID",
+    ),
+    moves.CORRUPT: (
+        "the spool cannot give the message back: its content is damaged or gone",
+        "look at the disk; have the device send it again, then relayd queue delete ID",
+    ),
+    moves.AMBIGUOUS: (
+        "the message may have been sent: no answer came, and `ambiguous` of the upstream says hold",
+        "relayd queue show ID says what to look for in Sent Items; then release or delete it",
+    ),
+}
+"""Why a message is held, where it is no code of Microsoft's -> (meaning, what to do)."""
+
+_BY_ITSELF: Final = "Nothing: relayd tries again by itself."
+_NOTHING: Final[Mapping[Verdict, str]] = {
+    Verdict.DEFERRED: _BY_ITSELF,
+    Verdict.BUSY: _BY_ITSELF,
+    Verdict.DOWN: _BY_ITSELF,
+    Verdict.AMBIGUOUS: "Nothing: `ambiguous` of the upstream says whether it is tried again or"
+    " held.",
+}
+"""What to do where the table has no advice."""
+
 
 def add_explain(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `explain`."""
@@ -158,8 +188,10 @@ def explain(options: argparse.Namespace) -> int:
     """Say what a code means."""
     code = " ".join(options.code)
     found = meanings(code)
+    # "550 5.7.1" is one code, "429 503" are two.
+    are_codes = _SMTP.search(code) is None and all(map(meanings, options.code))
     for one in options.code:
-        if not one[:1].isdigit():  # "550 5.7.1" is one code, a number alone would be others
+        if are_codes or not one[:1].isdigit():
             found += [row for row in meanings(one) if row not in found]
     if options.json:
         terminal.print_json([{"code": c, "meaning": m, "do": d} for c, m, d in found])
@@ -181,8 +213,8 @@ def _unknown(code: str) -> str:
         page = f"https://login.microsoftonline.com/error?code={number[1]}"
         return f"AADSTS{number[1]} is not known here; Microsoft's own words: {page}"
     return (
-        f"{code!r} is not known here; it takes AADSTS numbers, Graph's codes, HTTP statuses and"
-        " SMTP replies"
+        f"{code!r} is not known here; it takes AADSTS numbers, Graph's codes, HTTP statuses, SMTP"
+        " replies and the causes that relayd names itself"
     )
 
 
@@ -201,7 +233,10 @@ def meanings(code: str) -> list[tuple[str, str, str]]:
         found.append((name, entra.meaning, entra.action))
     graph = catalogue.explain(text)
     if graph is not None:
-        found.append((graph.code or f"HTTP {text}", graph.words, graph.advice))
+        action = graph.advice or _NOTHING.get(graph.verdict, "")
+        found.append((graph.code or f"HTTP {text}", graph.words, action))
+    if text.lower() in HELD:
+        found.append((text.lower(), *HELD[text.lower()]))
     found += smtp_meanings(text)
     return found or _status(text)
 
@@ -213,6 +248,7 @@ def _status(text: str) -> list[tuple[str, str, str]]:
     row = catalogue.entry_for(Answer(status=int(text)))
     codes = [one.code for one in catalogue.ENTRIES if one.code and one.status == int(text)]
     action = f"the code beside it says more: {', '.join(codes)}" if codes else row.advice
+    action = action or _NOTHING.get(row.verdict, "")
     return [(f"HTTP {text}", row.words, action)]
 
 

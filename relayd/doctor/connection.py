@@ -39,8 +39,9 @@ from relayd.doctor.network import (
     place_of,
     proxy_of,
 )
-from relayd.doctor.steps import Step, ok, problem, skipped, warning
+from relayd.doctor.steps import Step, ok, problem, sentence, skipped, warning
 from relayd.errors import TokenUnavailable
+from relayd.identity import aadsts
 from relayd.identity.credentials import Credential
 from relayd.identity.oauth import Entra, Issued, Reply, classify
 from relayd.net.http import Resolver, roots
@@ -359,6 +360,9 @@ class Connection:
 
 def token_problem(name: str, why: TokenUnavailable, names: advice.Names) -> Step:
     """Return why Entra gives no token, with what mends it."""
+    own = aadsts.OWN.get(why.cause)
+    if own is not None:
+        return problem(name, why.text, sentence(own.action))
     meaning = meaning_of(why.cause)
     label = f" (AADSTS{why.cause})" if why.cause.isdecimal() else ""
     if not meaning:
@@ -373,7 +377,7 @@ def token_problem(name: str, why: TokenUnavailable, names: advice.Names) -> Step
         commands = _CONDITIONAL_ACCESS
     trace = re.search(r"\(Entra trace [^)]*\)", why.text)
     told = f"{text}{label}" + (f" {trace[0]}" if trace else "")
-    return problem(name, told, f"{do[:1].upper()}{do[1:]}." if do else "", commands)
+    return problem(name, told, sentence(do), commands)
 
 
 def _issuer(shown: Certificate | None) -> str:

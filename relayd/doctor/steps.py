@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterable
+from typing import Final
 
 from relayd.values import frozen
 
@@ -41,14 +43,32 @@ def ok(name: str, text: str) -> Step:
 
 def warning(name: str, text: str, do: str, commands: Iterable[str] = ()) -> Step:
     """Return a step that went, with something to change."""
-    return Step(name=name, state=State.WARNING, text=text, do=do, commands=tuple(commands))
+    return Step(name=name, state=State.WARNING, text=text, do=_here(do), commands=tuple(commands))
 
 
 def problem(name: str, text: str, do: str = "", commands: Iterable[str] = ()) -> Step:
     """Return a step at which the way out ends."""
-    return Step(name=name, state=State.PROBLEM, text=text, do=do, commands=tuple(commands))
+    return Step(name=name, state=State.PROBLEM, text=text, do=_here(do), commands=tuple(commands))
 
 
 def skipped(name: str, text: str, do: str = "", commands: Iterable[str] = ()) -> Step:
     """Return a step that was not tried, because of `text`."""
     return Step(name=name, state=State.SKIPPED, text=text, do=do, commands=tuple(commands))
+
+
+def sentence(text: str) -> str:
+    """Return `text` with a capital and a full stop; "" stays ""."""
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}" if text else ""
+
+
+_SENT_HERE: Final = re.compile(r"(?:, step by step)?: relayd doctor(?=[.;]|$)")
+_PRINTED: Final = re.compile(r"relayd doctor prints the commands")
+_SAID: Final = re.compile(r"relayd doctor (say|tell|look)s\b")
+
+
+def _here(do: str) -> str:
+    """Return an advice of everybody's as doctor gives it: it does not send to itself."""
+    do = _SENT_HERE.sub("", do)
+    do = _PRINTED.sub("the commands stand here", do)
+    do = _SAID.sub(r"the other steps \1", do)
+    return do[:1].upper() + do[1:] if do.startswith("the ") else do

@@ -2,7 +2,8 @@
 
 A code (AADSTS7000215) is looked up first; an unknown one is judged by the OAuth `error`
 beside it, because Microsoft promises those and not the codes; an unknown `error` is
-temporary.
+temporary. `OWN` are our own codes for why there is no token; Entra's answers are never judged
+by them.
 
 Source: Microsoft Entra authentication and authorization error codes (AADSTS); RFC 6749 §5.2.
 """
@@ -181,11 +182,64 @@ ERRORS: Final[Mapping[str, Meaning]] = {
     "slow_down": AADSTS["90055"],
 }
 
+_LOOK: Final = "relayd doctor says which step of the way out fails"
+_UPGRADED: Final = "relayd upgrade, or systemctl restart relayd: its processes are of two releases"
+_BUG: Final = "report it, with the lines of the log around it; relayd tries again by itself"
+
+OWN: Final[Mapping[str, Meaning]] = {
+    "entra-unreachable": _wait(
+        "Entra, which gives the access tokens, does not answer",
+        f"check name server, firewall (port 443) and proxy; {_LOOK}",
+    ),
+    "entra-tls": _wait(
+        "the certificate that Entra's address shows is not trusted",
+        "if a proxy inspects TLS: set [http] ca_file to its CA, or exempt the host there;"
+        " relayd doctor says whose certificate it is",
+    ),
+    "entra-unexpected": _wait(
+        "what answers at Entra's address is not Entra",
+        f"a proxy or a captive portal may be in the way; {_LOOK}",
+    ),
+    "proxy": _wait(
+        "the proxy does not let us through to Entra",
+        "check [http] proxy, its login, and that it may connect to login.microsoftonline.com"
+        " port 443",
+    ),
+    "throttled": _wait(
+        "Entra asks for fewer requests (HTTP 429)", "nothing; relayd waits as long as Entra asks"
+    ),
+    "credential": _mend(
+        "the upstream's credential cannot be used, and Entra was not asked",
+        "correct tenant, client_secret and cloud of the upstream: relayd check; then relayd reload",
+    ),
+    "token-refused": _mend(
+        "Microsoft Graph refuses a token that Entra has only just issued",
+        "compare graph_scope and `cloud` of the upstream with the tenant, and look at this host's"
+        " clock (timedatectl)",
+    ),
+    "cache-unavailable": _wait(
+        "the token daemon (relayd: cached) does not answer",
+        "nothing at first, the master brings it back within seconds; if it stays, look for"
+        " child.failed and child.died in the log",
+    ),
+    "internal": Meaning(Kind.BUG, "the token daemon met something nobody foresaw", _BUG),
+    "malformed": Meaning(
+        Kind.BUG, "the token daemon did not understand a worker's question", _UPGRADED
+    ),
+    "unknown-method": Meaning(
+        Kind.BUG, "the token daemon does not know what a worker asks it for", _UPGRADED
+    ),
+}
+"""Codes of identity.oauth, identity.tokens, identity.tokencache and cache.server."""
+
 
 def explain(code: str) -> Meaning | None:
-    """Return what `code` means: "AADSTS7000215", "7000215" or an OAuth error; None if unknown."""
+    """Return what `code` means; None if unknown.
+
+    code: "AADSTS7000215", "7000215", an OAuth error or one of our own; any case.
+    """
     word = code.strip().lower()
-    return AADSTS.get(word.removeprefix("aadsts")) or ERRORS.get(word)
+    return AADSTS.get(word.removeprefix("aadsts")) or ERRORS.get(word) or OWN.get(word)
 
 
 def judge(codes: tuple[str, ...], error: str) -> Meaning | None:

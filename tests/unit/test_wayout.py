@@ -124,14 +124,23 @@ def test_a_failure_comes_with_meaning_and_advice_and_the_next_upstream_follows(r
 
 
 def test_a_failure_nobody_described_keeps_its_own_words(room: Room) -> None:
-    room.tokens.failure = TokenUnavailable("entra-tls", "not trusted", configuration=False)
+    room.tokens.failure = TokenUnavailable("news", "not trusted", configuration=False)
     (only,) = room.results("token.test", upstream="contoso")
-    assert (only["cause"], only["why"], only["do"]) == ("entra-tls", "not trusted", "")
+    assert (only["cause"], only["why"], only["do"]) == ("news", "not trusted", "")
 
 
 def test_both_kinds_of_rows_have_the_same_keys() -> None:
     why = TokenUnavailable("x", "y", configuration=False)
     assert list(token_row(upstream("c"), jwt(1), 5.0)) == list(failed_row(upstream("c"), why))
+
+
+def test_a_cause_of_our_own_keeps_its_words_beside_the_advice() -> None:
+    why = TokenUnavailable(
+        "entra-unreachable", "cannot connect to x (refused)", configuration=False
+    )
+    row = failed_row(upstream("c"), why)
+    assert (row["cause"], row["why"]) == ("entra-unreachable", "cannot connect to x (refused)")
+    assert "name server" in str(row["do"])
 
 
 def test_dropping_tells_whether_there_was_one(room: Room) -> None:

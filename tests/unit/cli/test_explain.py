@@ -69,6 +69,8 @@ def test_every_code_of_the_tables_is_explained() -> None:
         ("550", ["550 5.5.2", "550 5.7.1"]),
         (" 530 ", ["530 5.7.0"]),
         ("dns-failed", ["dns-failed"]),
+        ("entra-unreachable", ["entra-unreachable"]),
+        ("Ambiguous", ["ambiguous"]),
         ("400", ["HTTP 400"]),
         ("HTTP 418", ["HTTP 418"]),
         ("999", []),
@@ -106,6 +108,19 @@ def test_of_two_codes_both_are_explained(capsys: pytest.CaptureFixture[str]) -> 
     assert out.count("AADSTS7000215: ") == 1
 
 
+def test_where_only_waiting_helps_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert relayd("explain", "send-interrupted") == 0
+    assert "do: Nothing: relayd tries again by itself." in capsys.readouterr().out
+    assert relayd("explain", "no-answer") == 0
+    assert "do: Nothing: `ambiguous` of the upstream says" in capsys.readouterr().out
+
+
+def test_numbers_side_by_side_are_explained_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert relayd("explain", "429", "503") == 0
+    assert re.findall(r"(?m)^HTTP \d+", capsys.readouterr().out) == ["HTTP 429", "HTTP 503"]
+    assert relayd("explain", "429", "503", "nonsense") == 1
+
+
 def test_a_reply_of_two_words_is_one_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert relayd("explain", "550", "5.7.1", "Recipient", "not", "allowed") == 0
     assert re.findall(r"(?m)^\d{3} \S+", capsys.readouterr().out) == ["550 5.7.1:"]
@@ -117,7 +132,7 @@ def test_several_meanings_are_apart(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_meaning_without_advice_is_only_a_meaning(capsys: pytest.CaptureFixture[str]) -> None:
-    assert relayd("explain", "ErrorIrresolvableConflict") == 0
+    assert relayd("explain", "HTTP", "202") == 0
     assert "do:" not in capsys.readouterr().out
 
 

@@ -332,6 +332,16 @@ def test_conditional_access_names_where_to_look() -> None:
     assert "Sign-in logs" in token_problem("token", why, Names()).commands[0]
 
 
+def test_our_own_cause_keeps_its_words_and_says_what_mends_it_without_sending_here() -> None:
+    text = "cannot connect to login.microsoftonline.com (x: Connection refused)"
+    step = token_problem(
+        "token", TokenUnavailable("entra-unreachable", text, configuration=False), Names()
+    )
+    assert step.text == text
+    assert step.do.startswith("Check name server, firewall (port 443) and proxy; the other steps")
+    assert "relayd doctor" not in step.do
+
+
 def test_a_cause_nobody_described_keeps_its_words() -> None:
-    why = TokenUnavailable("entra-tls", "the certificate is not trusted", configuration=False)
+    why = TokenUnavailable("news", "the certificate is not trusted", configuration=False)
     assert token_problem("token", why, Names()).text == "the certificate is not trusted"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relayd.identity.aadsts import AADSTS, ERRORS, Kind, explain, judge
+from relayd.identity.aadsts import AADSTS, ERRORS, OWN, Kind, explain, judge
 
 
 @pytest.mark.parametrize("code", ["7000215", "AADSTS7000215", " aadsts7000215 "])
@@ -25,6 +25,12 @@ def test_what_nobody_knows_has_no_meaning() -> None:
     assert judge(("1",), "news") is None
 
 
+def test_our_own_codes_are_explained_and_judge_no_answer_of_entras() -> None:
+    assert explain("Entra-Unreachable") is OWN["entra-unreachable"]
+    assert all(judge((), code) is None for code in OWN)
+    assert not set(OWN) & (set(AADSTS) | set(ERRORS))
+
+
 def test_the_code_counts_for_more_than_the_error() -> None:
     assert judge(("1", "90033"), "invalid_client") is AADSTS["90033"]
 
@@ -34,7 +40,7 @@ def test_an_unknown_code_is_judged_by_its_error() -> None:
 
 
 def test_every_row_says_what_it_means_and_what_to_do_in_plain_words() -> None:
-    for code, meaning in [*AADSTS.items(), *ERRORS.items()]:
+    for code, meaning in [*AADSTS.items(), *ERRORS.items(), *OWN.items()]:
         for words in (meaning.meaning, meaning.action):
             assert words, code
             assert not words.endswith("."), code
