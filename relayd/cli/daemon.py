@@ -8,6 +8,7 @@ broken, or not readable, must not blind them: they look in the default runtime_d
 from __future__ import annotations
 
 import argparse
+import grp
 import os
 import re
 import sys
@@ -26,6 +27,8 @@ from relayd.master.frames import Frame, Json
 ANSWER_WITHIN_S: Final = 10.0
 RELOAD_WITHIN_S: Final = 600.0
 STOP_WITHIN_S: Final = 900.0
+_ADMIN_GROUP: Final = "relayd-admin"  # as master.control
+AS_ADMIN: Final = "say it again with sudo, or as a member of group relayd-admin"
 _INSTANCE: Final = re.compile(r"/etc/relayd/([^/]+)/relayd\.toml")
 
 
@@ -99,6 +102,36 @@ def setting_of(config: str, table: str, key: str, default: str) -> tuple[str, st
     return found, trouble
 
 
+def unread(config: str) -> str:
+    """Return which file of the configuration this user may not read, in words; "" for none.
+
+    What stands in it may lead elsewhere: then only the default places were looked in.
+    """
+    for path in _files(config):
+        try:
+            with open(path, "rb"):
+                continue
+        except PermissionError as error:
+            return f"{path} cannot be read ({error.strerror or 'Permission denied'})"
+        except OSError:
+            continue
+    return ""
+
+
+def is_certain(config: str) -> bool:
+    """Tell whether a relay of a configuration nobody read would have been found.
+
+    The one installed is in the default place, and answers root and group relayd-admin.
+    """
+    if unit_of(config) != "relayd.service":
+        return False
+    try:
+        group = grp.getgrnam(_ADMIN_GROUP).gr_gid
+    except KeyError:
+        return os.geteuid() == 0
+    return os.geteuid() == 0 or group in (os.getegid(), *os.getgroups())
+
+
 def _files(config: str) -> list[str]:
     folder = os.path.join(os.path.dirname(config), "conf.d")
     try:
@@ -145,6 +178,9 @@ def not_running(error: NotRunning, config: str) -> int:
             f"{error}: only root, the relay's own user and group relayd-admin may ask"
         )
         return command_line.UNAVAILABLE
+    why = unread(config)
+    if why and not is_certain(config):
+        return not_found(f"nobody answers in the default place ({error})", why)
     unit, itself = unit_of(config).removesuffix(".service"), command_line.itself(config)
     why = f"journalctl -u {unit} -n 30" if unit else "what it wrote where it was started"
     terminal.complain(f"relayd is not running ({error})")
@@ -154,6 +190,13 @@ def not_running(error: NotRunning, config: str) -> int:
         f"  is its configuration right?  {itself} check",
         file=sys.stderr,
     )
+    return command_line.UNAVAILABLE
+
+
+def not_found(what: str, why: str) -> int:
+    """Say that a relay was not found for want of its configuration. why: of `unread`."""
+    terminal.complain(f"{what}, and {why}: relayd may run elsewhere")
+    print(f"  {AS_ADMIN}", file=sys.stderr)
     return command_line.UNAVAILABLE
 
 

@@ -103,6 +103,10 @@ def run(options: argparse.Namespace) -> int:
     try:
         reply = client.ask(path, {"command": "status"}, timeout_s=_ANSWER_WITHIN_S)
     except NotRunning as error:
+        why = daemon.unread(options.config)
+        if error.permitted and why and not daemon.is_certain(options.config):
+            hint = "put this user into group relayd-admin, or let it read the configuration"
+            return _told(Level.UNKNOWN, f"{why}, nobody answers at {path}: {hint}", "")
         level = Level.CRITICAL if error.permitted else Level.UNKNOWN
         what = "relayd does not answer" if error.permitted else "may not ask relayd"
         hint = "" if error.permitted else ": put this user into group relayd-admin"

@@ -38,6 +38,10 @@ def answers(config: str, request: Frame) -> Iterator[Frame]:
     path = spool_path(url)
     if trouble:
         terminal.complain(f"{trouble}; looking for the spool at {path}")
+    why = daemon.unread(config)
+    if why and not os.path.exists(path):
+        what = f"neither relayd nor its spool is in the default place ({path})"
+        raise SystemExit(daemon.not_found(what, why))
     become_owner(path)
     terminal.complain("relayd is not running; this is what its spool has")
     reader = _open(path)

@@ -23,7 +23,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, TypedDict
 
@@ -347,15 +347,24 @@ def _names(found: os.stat_result) -> str:
 
 def _kept(config: str) -> Iterator[Kept]:
     folder = folder_of(config)
-    if os.path.isdir(folder):
-        for name in os.listdir(folder):
-            if not name.startswith("."):
-                yield Kept(name, "file", os.path.join(folder, name))
-    if os.path.isdir(CREDSTORE):
-        for name in os.listdir(CREDSTORE):
-            if name.startswith("relayd."):
-                short = name.removeprefix("relayd.")
-                yield Kept(short, "systemd", os.path.join(CREDSTORE, name))
+    for name in _names_in(folder):
+        if not name.startswith("."):
+            yield Kept(name, "file", os.path.join(folder, name))
+    for name in _names_in(CREDSTORE):
+        if name.startswith("relayd."):
+            short = name.removeprefix("relayd.")
+            yield Kept(short, "systemd", os.path.join(CREDSTORE, name))
+
+
+def _names_in(folder: str) -> Sequence[str]:
+    """Return what is in a folder, nothing where there is none.
+
+    raises: PermissionError - there may be one, or more in it, which is not "none".
+    """
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
 
 
 def _used_by(config: str) -> dict[Kept, list[str]]:

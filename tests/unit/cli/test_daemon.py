@@ -8,11 +8,14 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from relayd.cli import daemon
 from relayd.cli.main import main
+from relayd.config.model import Server, Spool
 from relayd.errors import ConfigError
 from relayd.master.client import NotRunning
 from relayd.master.frames import Decoder, Frame, done, encode, refused
@@ -103,6 +106,74 @@ def test_a_service_that_does_not_run_is_started_by_systemctl(
 )
 def test_a_configuration_belongs_to_a_unit_by_its_place(config: str, unit: str) -> None:
     assert daemon.unit_of(config) == unit
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Have opening `path` fail as for another user; tests may run as root."""
+    true_open = open
+
+    def opened(file: Any, *more: Any, **named: Any) -> Any:
+        if str(file) == path:
+            raise PermissionError(13, "Permission denied", path)
+        return true_open(file, *more, **named)
+
+    monkeypatch.setattr("builtins.open", opened)
+
+
+@pytest.mark.parametrize(
+    "words", [("status",), ("stop",), ("send", "--to", "x@contoso.com"), ("queue", "list")]
+)
+def test_who_may_not_read_the_configuration_is_not_told_that_nothing_runs(
+    words: tuple[str, ...],
+    config: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server, spool = Server(runtime_dir=str(tmp_path / "none")), Spool(url="sqlite:///none/spool.db")
+    monkeypatch.setattr("relayd.cli.daemon.Server", lambda: server)
+    monkeypatch.setattr("relayd.cli.offline.Spool", lambda: spool)
+    hide(monkeypatch, config)
+    with pytest.raises(SystemExit) as leaving:
+        main(["--config", config, *words])
+    assert leaving.value.code == 69
+    err = capsys.readouterr().err
+    assert f"{config} cannot be read (Permission denied): relayd may run elsewhere" in err
+    assert "group relayd-admin" in err
+    assert "default place" in err
+    assert "not running" not in err
+    assert "no spool yet" not in err
+
+
+@pytest.mark.parametrize(
+    ("config", "groups", "certain"),
+    [
+        ("/etc/relayd/relayd.toml", [5], True),
+        ("/etc/relayd/relayd.toml", [6], False),
+        ("/etc/relayd/b/relayd.toml", [5], False),
+        ("/srv/relayd.toml", [5], False),
+    ],
+)
+def test_an_admin_finds_the_installed_relay_without_its_configuration(
+    config: str, groups: list[int], monkeypatch: pytest.MonkeyPatch, *, certain: bool
+) -> None:
+    monkeypatch.setattr("grp.getgrnam", lambda _name: SimpleNamespace(gr_gid=5))
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("os.getegid", lambda: 1000)
+    monkeypatch.setattr("os.getgroups", lambda: groups)
+    assert daemon.is_certain(config) is certain
+
+
+def test_a_part_of_the_configuration_that_may_not_be_read_counts_too(
+    config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert daemon.unread(config) == ""
+    assert daemon.unread(f"{config}.none") == ""  # not there: told already
+    part = Path(config).parent / "conf.d" / "a.toml"
+    part.parent.mkdir()
+    part.write_text("")
+    hide(monkeypatch, str(part))
+    assert daemon.unread(config) == f"{part} cannot be read (Permission denied)"
 
 
 def test_not_allowed_says_who_may(

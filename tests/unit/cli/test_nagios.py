@@ -185,6 +185,20 @@ def test_a_relay_that_is_down_is_critical_on_the_same_one_line(
     assert (out.count("\n"), err) == (1, "")
 
 
+@pytest.mark.parametrize(("certain", "code"), [(False, 3), (True, 2)])
+def test_who_may_not_read_the_configuration_knows_no_more_than_the_default_place(
+    code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, *, certain: bool,
+) -> None:  # fmt: skip
+    config = tmp_path / "relayd.toml"
+    config.write_text(f'[server]\nruntime_dir = "{tmp_path}"\n')
+    monkeypatch.setattr("relayd.cli.daemon.unread", lambda path: f"{path} cannot be read (no)")
+    monkeypatch.setattr("relayd.cli.daemon.is_certain", lambda _config: certain)
+    assert relayd("--config", str(config), "status", "--nagios") == code
+    out = capsys.readouterr().out
+    assert (f"UNKNOWN - {config} cannot be read (no), nobody answers at" in out) is not certain
+
+
 def test_a_user_who_may_not_ask_is_told_so_and_nobody_is_woken(
     control: ControlSocket, capsys: pytest.CaptureFixture[str]
 ) -> None:

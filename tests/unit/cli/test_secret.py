@@ -9,6 +9,7 @@ import os
 import stat
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -292,6 +293,20 @@ def test_without_secrets_the_list_says_how_to_make_one(
     config.write_text("")
     assert run(config, "list") == 0
     assert "relayd secret set NAME" in capsys.readouterr().out
+
+
+def test_a_folder_that_may_not_be_read_is_not_said_to_be_empty(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: str) -> NoReturn:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("os.path.isdir", lambda _path: False)  # as where it cannot be entered
+    monkeypatch.setattr("os.listdir", denied)
+    assert relayd("--config", str(config), "secret", "list") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "secrets: Permission denied; say it again with sudo" in err
 
 
 def test_a_secret_in_use_is_not_deleted_by_mistake(
