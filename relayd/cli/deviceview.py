@@ -26,7 +26,7 @@ def list_(options: argparse.Namespace) -> int:
     devices = [row for row in _devices(options) if row.get("kind") == "device"]
     callers = rows_of(ask(options, {"command": "callers"}).get("callers"))
     rows = [_listed(row, [c for c in callers if c.get("device") == row["name"]]) for row in devices]
-    strangers = [c for c in callers if not c.get("device") and not c.get("user")]
+    strangers = [c for c in callers if not c.get("device") and not _has_logged_in(c)]
     rows += [_listed({"networks": [c.get("ip")]}, [c]) for c in strangers]
     if options.json:
         terminal.print_json(rows)
@@ -41,6 +41,13 @@ def list_(options: argparse.Namespace) -> int:
         if len(strangers) > _MOST_STRANGERS:
             print(f"  and {len(strangers) - _MOST_STRANGERS} more: relayd --json device list")
     return command_line.OK
+
+
+def _has_logged_in(caller: Frame) -> bool:
+    """Tell whether a caller is a user, and not one who only gave the name of one."""
+    refusal = mapping_of(caller.get("refusal"))
+    is_name_only = refusal.get("login") == caller.get("user") and not caller.get("accepted")
+    return bool(caller.get("user")) and not is_name_only
 
 
 _NONE_YET: Final = "no devices yet: relayd device add IP --name NAME --from ADDRESS"
@@ -193,7 +200,8 @@ def _who(story: Frame, asked: str) -> str:
     if not story["name"]:
         return f"{asked} is no device and did not log in"
     networks = " ".join(text_of(one) for one in list_of(story["networks"]))
-    words = [f"{story['kind']} {story['name']}", networks, f"upstream {story['upstream']}"]
+    words = [f"{story['kind']} {story['name']}", networks]
+    words.append(f"upstream {story['upstream']}" if story["upstream"] else "")
     words.append(f"From {story['from']}" if story["from"] else "")
     to = " ".join(text_of(one) for one in list_of(story["to"]))
     words.append(f"may write to {to or 'own domains'}")

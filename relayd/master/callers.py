@@ -2,7 +2,7 @@
 
 The rows come from the workers as they are (`relayd.serve.callers`); the master only keeps them, so
 that a reload, or a worker that dies, forgets nothing. At most MOST_ROWS: what no [[device]] and no
-login speaks for goes first, then what was silent longest.
+login that sent speaks for goes first, then what was silent longest.
 
 Used by `relayd device list` and `show`; the keys are an interface (docs/control.md).
 """
@@ -61,7 +61,13 @@ class Callers:
             self._forget_one()
 
     def _forget_one(self) -> None:
-        strangers = (key for key in self._rows if not key[1] and not key[2])
+        # SECURITY: a login that was only ever refused speaks for nobody: guesses from many
+        # addresses must not push out those who send.
+        strangers = (
+            key
+            for key, row in self._rows.items()
+            if not key[1] and not (key[2] and row["accepted"])
+        )
         del self._rows[next(strangers, next(iter(self._rows)))]
 
 

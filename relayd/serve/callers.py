@@ -80,7 +80,10 @@ class Callers:
         caller.last = (at, queue_id, sender[:_LONGEST_TEXT])
 
     def refused(self, ip: str, device: str, user: str, refusal: Refused) -> None:
-        """Note a session that ended with a refusal, or a peer that was turned away."""
+        """Note a session with a refusal, or a peer that was turned away.
+
+        user: who logged in, or the configured user whose login was refused.
+        """
         caller = self._caller(ip, device, user)
         caller.refused += 1
         row: dict[str, Json] = {"at": logfmt.stamp(self._clock.utcnow())}

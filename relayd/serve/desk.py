@@ -138,7 +138,10 @@ class Desk:
 
     @property
     def why(self) -> Refused | None:
-        """The first refusal since a message was last accepted, with its rule; None: none."""
+        """The first recipient refused, else the first refusal since a message was last accepted.
+
+        With its rule; None: nothing was refused.
+        """
         return self._why
 
     def _note(
@@ -152,7 +155,8 @@ class Desk:
         login: str = "",
     ) -> Reply:
         """Keep why this peer was refused; returns `reply`."""
-        if self._why is None:
+        # Of a recipient who was left out nobody else tells, the message may be accepted.
+        if self._why is None or (recipient and not self._why.recipient):
             opened = self._transaction
             self._why = Refused(
                 code=reply.code,
@@ -169,6 +173,16 @@ class Desk:
     def device(self) -> str:
         """Name of the [[device]] whose network the peer is in; "" if none."""
         return self._device
+
+    @property
+    def wanted_user(self) -> str:
+        """Name of the configured user whose login was refused; "" if none, or of no such name.
+
+        Only of those there are: whoever knocks must not have us remember names he makes up.
+        """
+        login = self._why.login if self._why is not None else ""
+        user = self._house.planner.submitter_for(self._ip, login) if login else None
+        return user.name if user is not None else ""
 
     @property
     def user(self) -> str:
@@ -506,7 +520,8 @@ class Desk:
         return name + ("S" if self._tls else "") + ("A" if self._user else "")
 
     def _accepted(self, queue_id: str, message: NewMessage, end: ContentEnd, took: float) -> None:
-        self._why = None
+        if self._why is not None and not self._why.recipient:
+            self._why = None
         self._house.callers.accepted(
             self._ip,
             self._device,

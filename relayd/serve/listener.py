@@ -317,7 +317,7 @@ class Listener:
         why = replace(
             why, session=name, listener=self._settings.name, transcript=farewell.transcript
         )
-        self._house.callers.refused(ip, desk.device, desk.user, why)
+        self._house.callers.refused(ip, desk.device, desk.user or desk.wanted_user, why)
 
 
 def converse(client: socket.socket, house: House, sessions: Sessions, submitter: Submitter) -> None:

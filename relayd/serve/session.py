@@ -191,7 +191,8 @@ class Farewell:
 
     end:        why it ended.
     detail:     the Hangup's reason or the wire's error; "" if none.
-    refusal:    the first refusal since a message was last accepted; None: nothing refused.
+    refusal:    the first recipient refused, else the first refusal since a message was last
+                accepted; None: nothing refused.
     transcript: the redacted dialogue that led to `refusal`, at most 20 lines, unescaped;
                 () when nothing was refused.
     """
@@ -429,7 +430,7 @@ class Session:
         octets = protocol.send(answer)
         self._say(octets)
         if not answer.is_positive:
-            self._note_refusal(answer, weight=_weight(event, protocol.line))
+            self._note_refusal(answer, weight=_weight(event, protocol.line, answer))
         elif (
             self._refusal is not None and isinstance(event, ContentEnd) and not self._has_left_out()
         ):
@@ -556,8 +557,8 @@ class Session:
 
 @frozen
 class _Refused:
-    """weight: 3 for a recipient that cannot be read, and is left out though the message is
-    accepted; 2 for what a desk or the content's end refused, 1 for slips of the language.
+    """weight: 3 for a recipient, who is left out though the message is accepted; 2 for what else
+    a desk or the content's end refused, 1 for slips of the language.
     """
 
     reply: Reply
@@ -569,8 +570,13 @@ _LEFT_OUT: Final = 3
 _WEIGHTY: Final = Mail | Rcpt | Data | ContentEnd | Auth | AuthResponse | Hangup
 
 
-def _weight(event: Owing, line: bytes) -> int:
-    if isinstance(event, BadCommand) and line[:4].upper() == b"RCPT":
+_NO_RECIPIENT: Final = (421, 503)
+"""What RCPT is answered where not the recipient is refused, but what was before it."""
+
+
+def _weight(event: Owing, line: bytes, reply: Reply) -> int:
+    is_rcpt = isinstance(event, Rcpt) and reply.code not in _NO_RECIPIENT
+    if is_rcpt or (isinstance(event, BadCommand) and line[:4].upper() == b"RCPT"):
         return _LEFT_OUT
     return 2 if isinstance(event, _WEIGHTY) else 1
 

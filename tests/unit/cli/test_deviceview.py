@@ -64,6 +64,34 @@ def test_a_list_as_json_has_strangers_without_a_name(
     assert (stranger["name"], stranger["networks"]) == ("", ["192.0.2.9"])
 
 
+GUESSED: Frame = {
+    **STRANGER, "user": "nas", "refusal": {**REFUSAL, "reason": "login: wrong", "login": "nas"},
+}  # fmt: skip
+
+
+def test_who_only_gave_the_name_of_a_user_has_knocked_and_who_logged_in_has_not(
+    control: ControlSocket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for changes, strangers in (({}, ["192.0.2.9"]), ({"accepted": 1}, [])):
+        control.answers["callers"] = [done({"up_s": 1, "callers": [{**GUESSED, **changes}]})]
+        assert control.relayd("device", "list", "--json") == 0
+        told = json.loads(capsys.readouterr().out)
+        assert [row["networks"][0] for row in told if not row["name"]] == strangers
+
+
+def test_a_users_refused_logins_are_shown_with_where_they_came_from(
+    control: ControlSocket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control.answers["devices"] = pages({"devices": [{**NAS, "upstream": ""}]})
+    control.answers["callers"] = [done({"up_s": 1, "callers": [GUESSED]})]
+    assert control.relayd("device", "show", "nas") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "user nas, From ups@contoso.com, may write to own domains"
+    assert lines[1].endswith("0 accepted, 1 refused")
+    assert "from 192.0.2.9: 550" in lines[3]
+    assert "  why           login: wrong" in lines
+
+
 def test_several_addresses_of_a_device_are_added_up_and_the_latest_counts(
     control: ControlSocket, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,6 +52,16 @@ def test_strangers_are_forgotten_before_devices() -> None:
     assert shown[-1]["device"] == "ups"
 
 
+def test_guesses_at_a_users_password_do_not_push_out_who_sends() -> None:
+    callers = Callers()
+    callers.hear([news(), {**news("192.0.2.7", "", accepted=1), "user": "nas"}])
+    for number in range(2 * MOST_ROWS):
+        callers.hear([{**news(f"2001:db8::{number:x}", "", refused=1), "user": "nas"}])
+    shown = callers.shown()
+    assert len(shown) == MOST_ROWS
+    assert [row["ip"] for row in shown[-2:]] == ["192.0.2.7", "192.0.2.5"]
+
+
 def test_of_devices_only_that_silent_longest_is_forgotten() -> None:
     callers = Callers()
     for number in range(MOST_ROWS + 1):

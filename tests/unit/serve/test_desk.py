@@ -411,15 +411,24 @@ def test_the_rule_that_refused_is_kept_with_what_was_asked() -> None:
 
 def test_the_first_refusal_is_kept_until_a_message_is_accepted() -> None:
     room = Room()
-    room.send("x@example.com")
-    room.desk.reset()
-    room.send("y@example.com")
-    found = room.desk.why
-    assert found is not None
-    assert found.recipient == "x@example.com"
-    room.desk.reset()
+    room.desk.on_auth(Credentials(user="printer", password="wrong", mechanism="PLAIN"))
+    room.desk.may_authenticate("PLAIN")
+    assert why(room)[0] == 535
     assert room.send().code == 250
     assert room.desk.why is None
+
+
+def test_of_refused_recipients_the_first_is_kept_though_the_message_is_accepted() -> None:
+    room = Room()
+    room.desk.on_auth(Credentials(user="printer", password="wrong", mechanism="PLAIN"))
+    room.desk.on_mail(Mail(Address("ups", "nas.local")))
+    for name in ("x", "y"):
+        assert room.desk.on_rcpt(Rcpt(Address(name, "example.com"))).code == 550
+    room.desk.reset()
+    assert room.send().code == 250
+    found = room.desk.why
+    assert found is not None
+    assert (found.code, found.recipient, found.sender) == (550, "x@example.com", "ups@nas.local")
 
 
 def test_a_peer_nobody_knows_is_told_apart_from_one_that_may_not() -> None:

@@ -7,6 +7,7 @@ import resource
 import socket as plain
 import ssl
 import time
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -345,6 +346,30 @@ def test_a_refusal_is_remembered_with_its_dialogue_and_its_rule() -> None:
         "C: RCPT TO:<x@example.com>",
         "S: 550 5.7.1 Recipient not allowed",
     ]
+
+
+def test_who_was_left_out_of_an_accepted_message_is_remembered_beside_it() -> None:
+    with open_shop() as shop:
+        talk(
+            shop, "EHLO ups", "MAIL FROM:<ups@nas.local>", "RCPT TO:<ops@contoso.com>",
+            "RCPT TO:<x@example.com>", "DATA", "Subject: x\r\n\r\nbody\r\n.", "QUIT",
+        )  # fmt: skip
+        row = caller(shop)
+    assert (row["accepted"], row["refused"], row["code"]) == (1, 1, 550)
+    assert row["recipient"] == "x@example.com"
+    assert "own_domains" in str(row["reason"])
+
+
+@pytest.mark.parametrize(("name", "user"), [("printer", "printer"), ("made-up", "")])
+def test_a_refused_login_is_remembered_of_the_user_there_is_and_of_no_made_up_name(
+    name: str, user: str
+) -> None:
+    with open_shop() as shop:
+        login = b64encode(f"\0{name}\0wrong".encode()).decode()
+        talk(shop, "EHLO printer", f"AUTH PLAIN {login}", "QUIT")
+        row = caller(shop)
+    assert (row["ip"], row["user"], row["login"]) == ("127.0.0.1", user, name)
+    assert (row["refused"], row["reason"]) == (1, "login: wrong password")
 
 
 def test_a_slip_of_the_language_is_remembered_by_its_reply() -> None:

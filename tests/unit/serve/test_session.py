@@ -507,6 +507,28 @@ def test_but_not_that_a_recipient_was_left_out() -> None:
     assert "C: RCPT TO:<ops@@example.com>" in farewell.transcript
 
 
+def test_nor_that_one_was_refused() -> None:
+    farewell, wire, _ = serve(
+        HELLO,
+        b"XFOO\r\nMAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.com>\r\nRCPT TO:<x@y.z>\r\n",
+        b"DATA\r\n",
+        b".\r\nQUIT\r\n",
+    )
+    assert codes(wire.said)[-2:] == [250, 221]
+    assert farewell.refusal is replies.RELAY_DENIED
+    assert farewell.transcript[-2] == "C: RCPT TO:<x@y.z>"
+
+
+def test_a_recipient_out_of_turn_does_not_hide_why_there_is_no_transaction() -> None:
+    farewell, _, _ = serve(HELLO, b"XFOO now\r\nRCPT TO:<b@example.com>\r\nQUIT\r\n")
+    assert farewell.refusal is not None
+    assert farewell.refusal.code == 503  # as heavy as any other, and not for good
+    farewell, _, _ = serve(
+        HELLO, b"RCPT TO:<b@example.com>\r\n", OPEN[len(HELLO) :], b".\r\n", b"QUIT\r\n"
+    )
+    assert farewell.refusal is None
+
+
 def test_transcripts_are_bounded() -> None:
     farewell, _, _ = serve(b"NOOP\r\n" * 500, b"NOOP " + b"x" * 4000 + b"\r\nXFOO\r\n")
 
