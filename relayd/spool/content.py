@@ -22,7 +22,7 @@ from typing import Final
 
 from relayd.clock import Clock, micros
 from relayd.errors import SpoolFull, SpoolUnavailable
-from relayd.spool.model import QueueId, parse_queue_id, queue_id_text
+from relayd.spool.model import LAST_ID, QueueId, parse_queue_id, queue_id_text
 
 SMALL: Final = 64 * 1024
 """Up to here content lies in its row; beyond, in a file."""
@@ -119,9 +119,10 @@ def _link(descriptor: int, folder: str, name: str) -> None:
 
 def _queue_id(name: str) -> list[int]:
     try:
-        return [parse_queue_id(name)]
+        number = parse_queue_id(name)
     except ValueError:
         return []  # not ours to judge
+    return [number] if number <= LAST_ID else []
 
 
 def sync_folder(folder: str) -> None:

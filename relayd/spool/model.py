@@ -48,8 +48,15 @@ def queue_id_text(value: int) -> str:
     )
 
 
+LAST_ID: Final = QueueId((1 << 63) - 1)
+"""No message can have a greater one, because SQLite has none; 13 characters can show such."""
+
+
 def parse_queue_id(text: str) -> QueueId:
-    """Return the id that `text` shows, any case; raises ValueError."""
+    """Return the id that `text` shows, any case; raises ValueError.
+
+    It may be greater than LAST_ID: mistyped, and of a message that nobody has.
+    """
     if len(text) != _WIDTH or not text.isascii() or not text.isalnum():
         raise ValueError(f"not a queue id: {text!r}")
     return QueueId(int(text, 36))

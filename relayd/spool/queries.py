@@ -18,7 +18,7 @@ from urllib.parse import quote
 from relayd.clock import Clock, from_micros, micros
 from relayd.errors import SpoolUnavailable
 from relayd.spool.ids import accepted_micros
-from relayd.spool.model import PRIORITIES, QueueId, State, done_in, recipients_in
+from relayd.spool.model import LAST_ID, PRIORITIES, QueueId, State, done_in, recipients_in
 from relayd.spool.schema import CODES, STATES, text_of
 from relayd.spool.transaction import SIBLINGS, Value, json_rows, marks, sibling_values
 from relayd.values import frozen
@@ -167,7 +167,7 @@ class Reader:
             " JOIN message AS m ON m.id = d.message"
             f" WHERE d.id > ? AND d.id <= ? AND {terms} ORDER BY d.id LIMIT ?)",
             start,
-            _LAST if end is None else end,
+            LAST_ID if end is None else end,
             *values,
             limit,
         )
@@ -178,6 +178,8 @@ class Reader:
 
     def show(self, message: QueueId) -> Story | None:
         """Return all that is known of a message; None if nothing is."""
+        if message > LAST_ID:
+            return None
         head = self._rows(
             "SELECT json_group_array(json_array(message_id, subject, session, listener, ip, helo,"
             " body_sha256, EXISTS (SELECT 1 FROM content WHERE content.id = message.id)))"
@@ -243,7 +245,7 @@ class Reader:
             by_state[key] = by_state.get(key, 0) + int(count or 0)
             if int(state or 0) <= CODES[State.DEFERRED] and first is not None:
                 name = (str(upstream), _NAMES.get(int(rank or 0), "normal"))
-                oldest[name] = min(oldest.get(name, _LAST), int(first))
+                oldest[name] = min(oldest.get(name, LAST_ID), int(first))
         self._counts = Counts(
             by_state=by_state,
             oldest={key: from_micros(accepted_micros(first)) for key, first in oldest.items()},
@@ -266,7 +268,6 @@ class Reader:
         return None if row is None else row[0]
 
 
-_LAST: Final = (1 << 63) - 1
 # What is waiting and due later is DEFERRED; the index need not hold the state for that.
 _COUNTS: Final = """
     SELECT json_group_array(json_array(state, upstream, priority, count, first)) FROM (

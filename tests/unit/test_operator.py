@@ -203,6 +203,23 @@ def test_what_cannot_be_exported_is_refused_in_words(room: Room) -> None:
     assert words.endswith("its content is not kept any more")
 
 
+@pytest.mark.parametrize("mistyped", ["lJW5N6Z292GE8", "ZZZZZZZZZZZZZ", "1Y2P0IJ32E8E8"])
+def test_an_id_greater_than_any_is_one_that_nobody_knows(room: Room, mistyped: str) -> None:
+    """SQLite has no such number: the answer was none at all, and the log said control.bug."""
+    for command in ("queue.show", "queue.export"):
+        words, code = room.refusal({"command": command, "id": mistyped})
+        assert "no such message" in words
+        assert code == 1
+    known = queue_id_text(room.put())
+    answers = [
+        room.result(
+            {"command": f"queue.{wish}", "ids": [mistyped, known], "to_upstream": "contoso"}
+        )
+        for wish in (*WISHES, "move")
+    ]
+    assert [one["missing"] for one in answers] == [[mistyped.upper()]] * len(answers)
+
+
 # ---- wishes
 
 

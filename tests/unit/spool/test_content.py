@@ -125,12 +125,14 @@ def test_what_is_put_aside_is_kept(tmp_path: Path) -> None:
 def test_old_files_are_named_and_unfinished_ones_of_the_dead_removed(tmp_path: Path) -> None:
     shelf, _ = make_shelf(tmp_path)
     stored(shelf)
-    for name in (queue_id_text(MESSAGE), ".unfinished", "not ours"):
+    for name in (queue_id_text(MESSAGE), ".unfinished", "not ours", "Z" * 13):
         (Path(shelf.folder) / name).write_bytes(b"")
         os.utime(Path(shelf.folder) / name, (0, 0))
     (Path(shelf.folder) / ".new").write_bytes(b"")
     assert shelf.old_files(SYSTEM) == [MESSAGE]
-    assert sorted(os.listdir(shelf.folder)) == sorted([queue_id_text(MESSAGE), ".new", "not ours"])
+    assert sorted(os.listdir(shelf.folder)) == sorted(
+        [queue_id_text(MESSAGE), ".new", "not ours", "Z" * 13]
+    )
 
 
 @pytest.mark.parametrize(
