@@ -23,6 +23,7 @@ import base64
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Final, TypeAlias, TypeVar, cast
 
 import structlog
@@ -56,7 +57,7 @@ from relayd.spool.model import (
     parse_queue_id,
     queue_id_text,
 )
-from relayd.spool.queries import Counts, Filter, Listed, Reader, Story
+from relayd.spool.queries import Counts, Filter, Listed, Reader, Standing, Story
 from relayd.values import frozen
 from relayd.wayout import Answers
 
@@ -81,6 +82,10 @@ _WISHES: Final[Mapping[str, moves.Wish]] = {
     "queue.resend": "resend",
 }
 _MOST_REFUSED: Final = 20
+
+Judge: TypeAlias = Callable[[Standing], str | None]
+"""Says whether something can be done about a message that stands so: None: it can; "": it makes no
+sense there; else why not."""
 
 _NOWHERE: Final = Origin(
     session="", listener="", ip="", helo="", device="", user="", protocol="ESMTP"
@@ -338,39 +343,24 @@ class Operator:
         """Do it, or with "dry_run" only count; a frame for each page, the last has the sum."""
         wish = _WISHES[command]
         is_dry = bool(request.get("dry_run"))
-        pages, answer = self._meant(request, lambda story: is_for(wish, story))
-        if wish == "resend":
-            answer = self._lost(answer)
+        chosen = self._chosen(request, partial(self._verdict, wish))
         count = 0
-        for part in pages:
-            count += self._would(wish, part) if is_dry else self._do(wish, part)
+        for part in chosen:
+            count += len(part) if is_dry else self._do(wish, part)
             yield done({"count": count}, more=True)
         if not is_dry:
             log.info("queue.wished", command=command, messages=count, uid=_uid(peer))
-        yield done({"count": count, **answer})
+        yield done({"count": count, **chosen.left(refuses=wish == "resend")})
 
-    def _would(self, wish: moves.Wish, messages: Sequence[QueueId]) -> int:
-        """Return how many of these a wish is for."""
-        if wish != "resend":
-            return len(messages)
-        # Most of what was sent has no content any more, and is not meant.
-        courses = self._door.courses(messages, frozenset({State.SENT}), with_content=True)
-        return len({one.message for one in courses})
-
-    def _lost(self, answer: Mapping[str, Sequence[Json]]) -> dict[str, list[Json]]:
-        """Say of sent messages whose content is gone why they cannot be sent again."""
-        others = {key: list(value) for key, value in answer.items()}
-        lost = [one for one in others.get("untouched", []) if self._is_sent(str(one))]
-        if "untouched" in others:
-            others["untouched"] = [one for one in others["untouched"] if one not in lost]
-            kept = show_seconds(self._config.spool.keep_sent_content)
-            why = f'its content is not kept any more, [spool] keep_sent_content is "{kept}"'
-            others["refused"] = [{"id": one, "why": why} for one in lost]
-        return others
-
-    def _is_sent(self, message: str) -> bool:
-        story = self._reader.show(parse_queue_id(message))
-        return story is not None and any(one.state is State.SENT for one in story.deliveries)
+    def _verdict(self, wish: moves.Wish, standing: Standing) -> str | None:
+        """See Judge. Of sent mail without content `resend` tells why, where it was named by id."""
+        states = {state for state, _ in standing.ways}
+        if any(moves.is_reached(wish, one, has_content=standing.has_content) for one in states):
+            return None
+        if wish != "resend" or State.SENT not in states:
+            return ""
+        kept = show_seconds(self._config.spool.keep_sent_content)
+        return f'its content is not kept any more, [spool] keep_sent_content is "{kept}"'
 
     def _do(self, wish: moves.Wish, messages: list[QueueId]) -> int:
         """Do it; what is to be sent goes as it is configured now. Returns how many messages."""
@@ -397,10 +387,10 @@ class Operator:
             raise ValueError(f"no [upstream.{upstream}] is configured; there are: {there}")
         self._replanner.refresh()
         is_dry = bool(request.get("dry_run"))
-        pages, answer = self._meant(request, _is_movable)
+        chosen = self._chosen(request, _movable)
         count = 0
         stayed: dict[QueueId, str] = {}
-        for part in pages:
+        for part in chosen:
             redirects, staying = self._moved(part, upstream)
             moved = {one.course.message for one in redirects}
             if not is_dry:
@@ -413,7 +403,7 @@ class Operator:
                 "queue.wished", command="queue.move", messages=count, uid=_uid(peer),
                 upstream=upstream,
             )  # fmt: skip
-        yield done({"count": count, **_stayed(stayed, answer)})
+        yield done({"count": count, **_stayed(stayed, chosen.left())})
 
     def _moved(
         self, messages: Sequence[QueueId], upstream: str
@@ -431,30 +421,14 @@ class Operator:
                 stay.setdefault(course.message, "")
         return redirects, stay
 
-    def _meant(
-        self, request: Frame, is_fit: Callable[[Story], bool]
-    ) -> tuple[Iterator[list[QueueId]], dict[str, list[Json]]]:
-        """Return the messages a request means in parts, and what to say of the others."""
+    def _chosen(self, request: Frame, judge: Judge) -> _Chosen:
+        """Return the messages a request means; raises ValueError - an id or filter that is none."""
         given = request.get("ids")
-        if not isinstance(given, list):
-            return _parts(self._matching(parse_filter(request))), {}
-        ids, others = self._sorted_out([parse_queue_id(str(one)) for one in given], is_fit)
-        return _parts(iter([ids])), others
-
-    def _sorted_out(
-        self, ids: Sequence[QueueId], is_fit: Callable[[Story], bool]
-    ) -> tuple[list[QueueId], dict[str, list[Json]]]:
-        """Return those there are, and the others with their reason.
-
-        missing: nobody knows them; untouched: what is asked makes no sense where they stand.
-        """
-        stories = {one: self._reader.show(one) for one in dict.fromkeys(ids)}
-        missing: list[Json] = [queue_id_text(one) for one, story in stories.items() if not story]
-        untouched: list[Json] = [
-            queue_id_text(one) for one, story in stories.items() if story and not is_fit(story)
-        ]
-        there = [one for one, story in stories.items() if story and is_fit(story)]
-        return there, {"missing": missing, "untouched": untouched}
+        if isinstance(given, list):
+            ids = list(dict.fromkeys(parse_queue_id(str(one)) for one in given))
+            return _Chosen(iter([ids]), self._reader.standings, judge, is_named=True)
+        pages = self._matching(parse_filter(request))
+        return _Chosen(pages, self._reader.standings, judge, is_named=False)
 
     def _matching(self, wanted: Filter) -> Iterator[list[QueueId]]:
         """Yield the messages a filter means, page by page; pages may be empty."""
@@ -529,11 +503,62 @@ def _frame(reply: Frame) -> bytes:
         return encode(refused("the answer is too large; ask for less"))
 
 
-def _parts(pages: Iterator[list[QueueId]]) -> Iterator[list[QueueId]]:
-    """Yield the same messages, not too many in one commit."""
-    for ids in pages:
-        for start in range(0, len(ids) or 1, _MOST_AT_ONCE):
-            yield ids[start : start + _MOST_AT_ONCE]
+class _Chosen:
+    """The messages a request means, in parts small enough for one commit; gone through once.
+
+    pages:    those it names, or that its filter matches.
+    is_named: by their ids: then it is told of each what is not done about it.
+    """
+
+    def __init__(
+        self,
+        pages: Iterator[list[QueueId]],
+        standings: Callable[[Sequence[QueueId]], Mapping[QueueId, Standing]],
+        judge: Judge,
+        *,
+        is_named: bool,
+    ) -> None:
+        self._pages = pages
+        self._standings = standings
+        self._judge = judge
+        self._is_named = is_named
+        self._missing: list[Json] = []
+        self._untouched: list[Json] = []
+        self._refused: list[Json] = []
+
+    def __iter__(self) -> Iterator[list[QueueId]]:
+        for ids in self._pages:
+            for start in range(0, len(ids) or 1, _MOST_AT_ONCE):
+                yield self._fit(ids[start : start + _MOST_AT_ONCE])
+
+    def _fit(self, ids: Sequence[QueueId]) -> list[QueueId]:
+        standings = self._standings(ids)
+        return [one for one in ids if self._is_fit(one, standings.get(one))]
+
+    def _is_fit(self, message: QueueId, standing: Standing | None) -> bool:
+        why = self._judge(standing) if standing else ""
+        if why is None or not self._is_named:  # a filter may match a million of no matter
+            return why is None
+        text = queue_id_text(message)
+        if standing is None:
+            self._missing.append(text)
+            return False
+        if why:
+            self._refused.append({"id": text, "why": why})
+        else:
+            self._untouched.append(text)
+        return False
+
+    def left(self, *, refuses: bool = False) -> dict[str, list[Json]]:
+        """Return what to say of those that nothing was done about, once all were gone through.
+
+        missing: nobody knows them; untouched: what is asked makes no sense where they stand;
+        refused: with the reason, where the request may be refused for one.
+        """
+        refused = {"refused": self._refused} if refuses else {}
+        if not self._is_named:
+            return refused
+        return {"missing": self._missing, "untouched": self._untouched, **refused}
 
 
 def _uid(peer: Json) -> Json:
@@ -552,18 +577,9 @@ def _stayed(stayed: Mapping[QueueId, str], answer: Mapping[str, list[Json]]) -> 
     return out
 
 
-def _is_movable(story: Story) -> bool:
-    return any(one.state in moves.TURNED_BY["operator"] for one in story.deliveries)
-
-
-def is_for(wish: moves.Wish, story: Story) -> bool:
-    """Tell whether a wish can do anything about a message; the spool decides once more."""
-    states = {one.state for one in story.deliveries}
-    if State.LEASED in states and wish in moves.WHILE_LEASED:
-        return True
-    if wish in moves.STARTS and not story.has_content:
-        return False
-    return bool(states & moves.WISHES[wish].keys())
+def _movable(standing: Standing) -> str | None:
+    is_able = any(state in moves.TURNED_BY["operator"] for state, _ in standing.ways)
+    return None if is_able else ""
 
 
 def follow(door: SqliteDoor, replanner: Replanner) -> int:
@@ -607,6 +623,10 @@ class _ThreadedReader:
     def show(self, message: QueueId) -> Story | None:
         """See Reader."""
         return self._ask(lambda: self._reader.show(message))
+
+    def standings(self, messages: Sequence[QueueId]) -> dict[QueueId, Standing]:
+        """See Reader."""
+        return self._ask(lambda: self._reader.standings(messages))
 
     def counts(self) -> Counts:
         """See Reader."""

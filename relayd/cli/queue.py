@@ -456,8 +456,7 @@ def _is_sure(options: argparse.Namespace, request: Frame) -> bool:
         return True
     count = _count(_last(options, {**request, "dry_run": True}))
     if not count:
-        kept = " whose content is kept" if options.action == "resend" else ""
-        terminal.complain(f"no message{kept} matches; nothing done")
+        terminal.complain(f"no message matches that {_ABLE[options.action]}; nothing done")
         return False
     if terminal.ask_yes(f"{options.action} {_messages(count)}?"):
         return True
@@ -470,6 +469,12 @@ _DONE: Final = {
     "move": "moved", "resend": "sent again",
 }  # fmt: skip
 
+
+_ABLE: Final = {
+    "retry": "waits for a try or failed with its content kept", "hold": "could be held",
+    "release": "is held", "delete": "has anything left to delete", "move": "could be moved",
+    "resend": "was sent and whose content is kept",
+}  # fmt: skip
 
 _REFUSED: Final = {"move": "not moved", "resend": "not sent again"}
 

@@ -456,7 +456,7 @@ class MemoryDoor:
             return wish in moves.WHILE_LEASED
         if row.state not in moves.WISHES[wish]:
             return False
-        if wish in moves.STARTS and row.message not in self.spool.contents:
+        if moves.needs_content(wish, row.state) and row.message not in self.spool.contents:
             return False
         hold = self.spool.holds.get((row.pair, row.held_by))
         if wish in moves.STARTS and row.state is State.HELD and hold is not None:

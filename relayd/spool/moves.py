@@ -62,7 +62,7 @@ WHILE_LEASED: Final[Mapping[Wish, str]] = {
 """What a wish leaves in a LEASED row for the holder's settle to obey; "" takes one back."""
 
 STARTS: Final[frozenset[Wish]] = frozenset({"retry", "release", "resend"})
-"""Wishes that lead to sending, so content must be there."""
+"""Wishes that lead to sending."""
 
 FINAL: Final = frozenset({State.SENT, State.FAILED, State.DELETED})
 STICKY: Final = frozenset({OPERATOR, CORRUPT})
@@ -117,6 +117,18 @@ def forgiven(was: State, done: Mapping[str, str]) -> dict[str, str]:
     if was is State.FAILED:
         return {one: why for one, why in done.items() if not why}
     return dict(done)
+
+
+def needs_content(wish: Wish, was: State) -> bool:
+    """Tell whether a wish comes to nothing without content: none to send, or none to drop."""
+    return wish in STARTS or (wish == "delete" and was is State.SENT)
+
+
+def is_reached(wish: Wish, was: State, *, has_content: bool) -> bool:
+    """Tell whether a wish does anything about a delivery in this state."""
+    if was is State.LEASED:
+        return wish in WHILE_LEASED
+    return was in WISHES[wish] and (has_content or not needs_content(wish, was))
 
 
 def settled(

@@ -99,6 +99,17 @@ class Story:
     journal: tuple[Tried, ...]
 
 
+@frozen
+class Standing:
+    """Where one message stands, as far as it matters for what may be done about it.
+
+    ways: state and upstream of each delivery.
+    """
+
+    has_content: bool
+    ways: tuple[tuple[State, str], ...]
+
+
 @frozen(kw_only=True)
 class Counts:
     """What is in the queue now; SENT and DELETED are history, not counted.
@@ -222,6 +233,25 @@ class Reader:
             has_content=bool(head[0][7]),
             deliveries=tuple(sorted(map(_listed, rows), key=lambda one: one.delivery)),
             journal=tuple(sorted(journal, key=_moment)),
+        )
+
+    def standings(self, messages: Sequence[QueueId]) -> dict[QueueId, Standing]:
+        """Return where these messages stand; those that nobody knows are left out."""
+        found = {one: self._standing(one) for one in messages if one <= LAST_ID}
+        return {one: standing for one, standing in found.items() if standing.ways}
+
+    def _standing(self, message: QueueId) -> Standing:
+        rows = self._rows(
+            "SELECT json_group_array(json_array(d.state, d.upstream,"
+            " EXISTS (SELECT 1 FROM content WHERE content.id = m.id)))"
+            " FROM message AS m JOIN delivery AS d ON d.id IN"
+            f" {SIBLINGS} WHERE m.id = ?",
+            *sibling_values(message),
+            message,
+        )
+        return Standing(
+            has_content=any(row[2] for row in rows),
+            ways=tuple((STATES.get(int(row[0] or 0), State.HELD), str(row[1])) for row in rows),
         )
 
     def trace(self, message: QueueId) -> tuple[Tried, ...]:

@@ -68,11 +68,11 @@ class Ask(Operation[int]):
         self, batch: Transaction, delivery: int, message: int, was: State, row: list[str]
     ) -> bool:
         upstream, mailbox, header_from, held_by, done = row
-        if self.wish in moves.STARTS:
-            if not _has_content(batch, message):
-                return False
-            if was is State.HELD and _probe_now(batch, (upstream, mailbox, header_from, held_by)):
-                return True  # it, or an older one like it, is tried at once; if that works, all go
+        if moves.needs_content(self.wish, was) and not _has_content(batch, message):
+            return False
+        is_held = self.wish in moves.STARTS and was is State.HELD
+        if is_held and _probe_now(batch, (upstream, mailbox, header_from, held_by)):
+            return True  # it, or an older one like it, is tried at once; if that works, all go
         to = moves.WISHES[self.wish][was]
         _journal(batch, delivery, moves.WISHED[self.wish])
         kept = done_in(done)

@@ -533,6 +533,19 @@ def test_delete_gives_up_and_drops_the_content(backend: Backend, door: Store) ->
     assert door.delete([message]) == 0
 
 
+def test_of_sent_mail_delete_drops_kept_content_and_else_does_nothing(make: Make) -> None:
+    """It said "deleted: 811" of mail that had no content, and noted it in each journal."""
+    backend = make(keep_sent_s=3600)
+    door = backend.open()
+    message = put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, SENT)
+    assert [door.delete([message]) for _ in range(2)] == [1, 0]
+    assert state_of(backend, message)[0] is State.SENT
+    assert backend.journal(lease.delivery)[-2:] == ["sent", "deleted"]
+    assert door.resend([message]) == 0
+
+
 def test_failed_mail_is_deleted_too(backend: Backend, door: Store) -> None:
     message = put(door, backend.clock)
     (lease,) = door.lease(ALERTS, limit=1)

@@ -330,7 +330,7 @@ def test_what_cannot_be_sent_again_is_named_with_the_reason(
     assert err == f"relayd: {ID}: not sent again: {why}\n"
     control.answers["queue.resend"] = [done({"count": 0})]
     assert run(control, "resend", "--device", "ups") == 1
-    assert "no message whose content is kept matches" in capsys.readouterr().err
+    assert "no message matches that was sent and whose content is kept" in capsys.readouterr().err
 
 
 def test_ids_that_could_not_be_changed_are_named(
@@ -392,7 +392,7 @@ def test_a_filter_that_matches_nothing_asks_nothing(
 ) -> None:
     control.answers["queue.hold"] = [done({"count": 0})]
     assert run(control, "hold", "--device", "nobody") == 1
-    assert "no message matches" in capsys.readouterr().err
+    assert "no message matches that could be held; nothing done" in capsys.readouterr().err
 
 
 def test_a_dry_run_only_says_how_many(
