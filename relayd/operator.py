@@ -22,7 +22,7 @@ from __future__ import annotations
 import base64
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final, TypeAlias, TypeVar, cast
 
@@ -45,7 +45,16 @@ from relayd.errors import CacheUnavailable, RelaydError, SpoolUnavailable
 from relayd.master.frames import Frame, Garbage, Json, done, encode, refused
 from relayd.message.address import Address, parse_path
 from relayd.message.envelope import Envelope, Origin
-from relayd.queueview import PAGE, Now, Outage, clock_words, look, outage_words, parse_filter
+from relayd.queueview import (
+    PAGE,
+    Now,
+    Outage,
+    clock_words,
+    gone_words,
+    look,
+    outage_words,
+    parse_filter,
+)
 from relayd.serve.session import PeerGone, PeerSilent
 from relayd.spool import moves
 from relayd.spool.door import SqliteDoor, spool_path
@@ -295,7 +304,12 @@ class Operator:
         for one in self._courier.upstreams():
             if one.state != "up":
                 down[one.name] = Outage(one.cause, one.text, one.retry_in_s)
-        return Now(holds=self._door.holds(), down=down, clock=self._courier.clock_trouble)
+        return Now(
+            holds=self._door.holds(),
+            down=down,
+            clock=self._courier.clock_trouble,
+            upstreams=frozenset(self._replanner.upstreams),
+        )
 
     def _devices(self, request: Frame) -> Iterator[Frame]:
         """Tell who may submit; with "to", also whether each may send such a mail."""
@@ -343,21 +357,34 @@ class Operator:
         """Do it, or with "dry_run" only count; a frame for each page, the last has the sum."""
         wish = _WISHES[command]
         is_dry = bool(request.get("dry_run"))
-        chosen = self._chosen(request, partial(self._verdict, wish))
+        is_named = isinstance(request.get("ids"), list)
+        chosen = self._chosen(request, partial(self._verdict, wish, is_named=is_named))
         count = 0
         for part in chosen:
             count += len(part) if is_dry else self._do(wish, part)
             yield done({"count": count}, more=True)
         if not is_dry:
             log.info("queue.wished", command=command, messages=count, uid=_uid(peer))
-        yield done({"count": count, **chosen.left(refuses=wish == "resend")})
+        yield done({"count": count, **chosen.left(refuses=wish in moves.STARTS)})
 
-    def _verdict(self, wish: moves.Wish, standing: Standing) -> str | None:
+    def _verdict(self, wish: moves.Wish, standing: Standing, *, is_named: bool) -> str | None:
         """See Judge. Of sent mail without content `resend` tells why, where it was named by id."""
-        states = {state for state, _ in standing.ways}
-        if any(moves.is_reached(wish, one, has_content=standing.has_content) for one in states):
-            return None
-        if wish != "resend" or State.SENT not in states:
+        able = [
+            (state, upstream)
+            for state, upstream in standing.ways
+            if moves.is_reached(wish, state, has_content=standing.has_content)
+        ]
+        for state, upstream in able:
+            if state is State.LEASED or moves.may_start(wish, upstream, self._replanner.upstreams):
+                return None
+        if able:
+            _, upstream = able[0]
+            return gone_words(upstream, is_sent=wish == "resend")
+        if (
+            wish != "resend"
+            or not is_named
+            or not any(one is State.SENT for one, _ in standing.ways)
+        ):
             return ""
         kept = show_seconds(self._config.spool.keep_sent_content)
         return f'its content is not kept any more, [spool] keep_sent_content is "{kept}"'
@@ -371,7 +398,9 @@ class Operator:
                 return self._door.delete(messages)
             case "retry" | "release" | "resend":
                 act = {"retry": self._door.retry, "release": self._door.release}
-                return act.get(wish, self._door.resend)(messages, self._corrected(wish, messages))
+                redirects = self._corrected(wish, messages)
+                known = frozenset(self._replanner.upstreams)
+                return act.get(wish, self._door.resend)(messages, redirects, known)
 
     def _corrected(self, wish: moves.Wish, messages: Sequence[QueueId]) -> list[Redirect]:
         self._replanner.refresh()
@@ -537,16 +566,13 @@ class _Chosen:
 
     def _is_fit(self, message: QueueId, standing: Standing | None) -> bool:
         why = self._judge(standing) if standing else ""
-        if why is None or not self._is_named:  # a filter may match a million of no matter
-            return why is None
+        if why is None:
+            return True
         text = queue_id_text(message)
-        if standing is None:
-            self._missing.append(text)
-            return False
-        if why:
+        if why and (self._is_named or len(self._refused) < _MOST_REFUSED):
             self._refused.append({"id": text, "why": why})
-        else:
-            self._untouched.append(text)
+        elif self._is_named:
+            (self._untouched if standing else self._missing).append(text)
         return False
 
     def left(self, *, refuses: bool = False) -> dict[str, list[Json]]:
@@ -604,6 +630,27 @@ def follow(door: SqliteDoor, replanner: Replanner) -> int:
                 was=was.mailbox, deliveries=count,
             )  # fmt: skip
     return told.total()
+
+
+_WAITS: Final = frozenset({State.READY, State.DEFERRED, State.HELD, State.LEASED})
+
+
+def tell_unknown(door: SqliteDoor, upstreams: Collection[str]) -> frozenset[str]:
+    """Log how much mail waits of each upstream that is not among these; returns them.
+
+    raises: SpoolUnavailable.
+    """
+    waiting: Counter[str] = Counter()
+    for (state, upstream), number in door.counts().by_state.items():
+        if state in _WAITS and upstream not in upstreams:
+            waiting[upstream] += number
+    for upstream, number in sorted(waiting.items()):
+        log.error(
+            "upstream.unknown", upstream=upstream, messages=number,
+            text=f"{number} waiting for an upstream that is not configured",
+            advice=gone_words(upstream),
+        )  # fmt: skip
+    return frozenset(waiting)
 
 
 class _ThreadedReader:

@@ -68,13 +68,21 @@ class Now:
     holds:      the Holds in force.
     down:       upstreams that are down, by name.
     clock:      why nothing is sent because of this host's clock; "" while it is right.
+    upstreams:  those that are configured; None where that is not known.
     is_running: False when the command line reads the spool of a relay that is stopped.
     """
 
     holds: tuple[Hold, ...] = ()
     down: Mapping[str, Outage] = field(default_factory=dict)
     clock: str = ""
+    upstreams: frozenset[str] | None = None
     is_running: bool = True
+
+    def is_gone(self, one: Listed) -> bool:
+        """Tell whether the upstream of a delivery is not configured any more."""
+        if self.upstreams is None:
+            return one.held_by == moves.missing(one.upstream)
+        return one.upstream not in self.upstreams
 
 
 AskNow: TypeAlias = Callable[[], Now]
@@ -255,6 +263,8 @@ def stamp(moment: datetime | None) -> str:
 
 def _reason(one: Listed, now: Now) -> str:
     """Return what keeps a delivery back, short; "" where its state says it all."""
+    if one.state in _UNSENT and now.is_gone(one) and one.held_by not in _LOOKED_AT:
+        return moves.missing(one.upstream)
     if one.state is State.HELD:
         return one.held_by
     if one.state not in (State.READY, State.DEFERRED):
@@ -265,6 +275,11 @@ def _reason(one: Listed, now: Now) -> str:
         return "the clock is wrong"
     outage = now.down.get(one.upstream)
     return f"{one.upstream} is down{_label(outage.cause)}" if outage is not None else ""
+
+
+_UNSENT: Final = frozenset({State.READY, State.DEFERRED, State.HELD})
+_LOOKED_AT: Final = frozenset({moves.OPERATOR, moves.CORRUPT, moves.AMBIGUOUS})
+"""HELD by these until a person decides, wherever its upstream is."""
 
 
 class Plain(NamedTuple):
@@ -287,7 +302,10 @@ def _plain(one: Listed, story: Story, mine: list[Tried], now: Now) -> Plain:
     over = [each for each in reversed(mine) if each.finished_at is not None]
     last = over[0] if over else None
     tried = next((each for each in over if not _is_asked(each) and not _is_move(each)), None)
+    is_gone = now.is_gone(one)
     match one.state:
+        case State.READY | State.DEFERRED | State.HELD if is_gone and one.held_by not in _LOOKED_AT:
+            return _gone(one)
         case State.READY:
             return _ready(one, last, now)
         case State.LEASED:
@@ -295,7 +313,7 @@ def _plain(one: Listed, story: Story, mine: list[Tried], now: Now) -> Plain:
         case State.DEFERRED:
             return _deferred(one, tried, now)
         case State.HELD if one.held_by == moves.OPERATOR:
-            return _held_by_operator(one, last)
+            return _held_by_operator(one, last, is_gone=is_gone)
         case State.HELD:
             return _held(one, story, tried, now)
         case State.SENT:
@@ -304,7 +322,7 @@ def _plain(one: Listed, story: Story, mine: list[Tried], now: Now) -> Plain:
             at = f" at {stamp(last.finished_at)}" if _is_asked(last) else " while it was being sent"
             return Plain(f"Deleted by an operator{at}.", "")
         case State.FAILED:
-            return _failed(one, story, tried)
+            return _failed(one, story, tried, is_gone=is_gone)
 
 
 def _words(one: Listed, story: Story, now: Now) -> dict[str, Json]:
@@ -401,12 +419,54 @@ def _deferred(one: Listed, last: Tried | None, now: Now) -> Plain:
     return Plain(why, advice or f"Nothing; to try at once: relayd queue retry {_id(one)}")
 
 
-def _held_by_operator(one: Listed, last: Tried | None) -> Plain:
+def _held_by_operator(one: Listed, last: Tried | None, *, is_gone: bool) -> Plain:
     at = f" at {stamp(last.finished_at)}" if _is_asked(last) else ""
-    return Plain(f"Held by an operator{at}.", f"relayd queue release {_id(one)}")
+    release = f"relayd queue release {_id(one)}"
+    if is_gone:
+        return Plain(
+            f"Held by an operator{at}. {_missing(one)}", f"{_elsewhere(one)}, then {release}"
+        )
+    return Plain(f"Held by an operator{at}.", release)
+
+
+def gone_words(upstream: str, *, is_sent: bool = False) -> str:
+    """Return why nothing goes through an upstream that is not configured, and what to do; short.
+
+    is_sent: what is meant was sent already: it cannot be moved, and need not be given up.
+    """
+    words = f"upstream {upstream} not configured: put it back, then relayd reload"
+    return words if is_sent else f"{words}; or relayd queue move --upstream OTHER, or delete"
+
+
+def _missing(one: Listed) -> str:
+    return f"There is no [upstream.{one.upstream}] in the configuration any more."
+
+
+def _elsewhere(one: Listed) -> str:
+    """Return what gives mail of a missing upstream a way out again."""
+    return (
+        f"Put [upstream.{one.upstream}] back and relayd reload,"
+        f" or relayd queue move --upstream OTHER {_id(one)}"
+    )
+
+
+def _gone(one: Listed) -> Plain:
+    """Return the words for what waits for an upstream that is not configured."""
+    is_refused = one.state is State.HELD and one.held_by != moves.missing(one.upstream)
+    stays = f"{one.held_by} holds it still" if is_refused else "this mail goes by itself"
+    before = f" It was held by {one.held_by} before." if is_refused else ""
+    return Plain(
+        f"{_missing(one)}{before}",
+        f"Put it back, then relayd reload: {stays}."
+        f" Or relayd queue move --upstream OTHER {_id(one)},"
+        f" or give it up: relayd queue delete {_id(one)}",
+    )
 
 
 def _held(one: Listed, story: Story, last: Tried | None, now: Now) -> Plain:
+    release = f"relayd queue release {_id(one)}"
+    if now.is_gone(one):
+        release = f"{_elsewhere(one)}, then {release}"
     if one.held_by == moves.CORRUPT:
         what = _bare(last.text) if last and last.text else "its content is damaged or gone"
         return Plain(
@@ -422,14 +482,7 @@ def _held(one: Listed, story: Story, last: Tried | None, now: Now) -> Plain:
         return Plain(
             f"It may have been sent{at}: {what}.",
             f"Look for Message-ID {story.message_id or '(none)'} in Sent Items of {mailbox}."
-            f" Not there: relayd queue release {_id(one)}. There: relayd queue delete {_id(one)}",
-        )
-    if one.held_by == moves.missing(one.upstream):
-        return Plain(
-            f"There is no [upstream.{one.upstream}] in the configuration any more.",
-            f"Put it back, then relayd reload: this mail goes by itself."
-            f" Or relayd queue move --upstream OTHER {_id(one)},"
-            f" or give it up: relayd queue delete {_id(one)}",
+            f" Not there: {release}. There: relayd queue delete {_id(one)}",
         )
     return _held_by_cause(one, last, now)
 
@@ -459,11 +512,12 @@ def _sent(one: Listed, last: Tried | None) -> Plain:
     return Plain(f"Microsoft took it over{at} and delivers it; relayd is done.", "")
 
 
-def _failed(one: Listed, story: Story, last: Tried | None) -> Plain:
+def _failed(one: Listed, story: Story, last: Tried | None, *, is_gone: bool) -> Plain:
     said = _last_words(one, last)
     do = [_do(_code(one, last), last.http_status if last else 0)]
+    retry = f"relayd queue retry {_id(one)}"
     do.append(
-        f"To send it after all: relayd queue retry {_id(one)}"
+        f"To send it after all: {f'{_elsewhere(one)}, then {retry}' if is_gone else retry}"
         if story.has_content
         else "Its content is not kept any more."
     )

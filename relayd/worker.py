@@ -52,7 +52,7 @@ from relayd.net.http import Dialer, Resolver, pool
 from relayd.net.tls import ServerTls
 from relayd.observe import log as logging
 from relayd.observe import metrics
-from relayd.operator import Operator, follow
+from relayd.operator import Operator, follow, tell_unknown
 from relayd.quota.slots import SlotClient
 from relayd.serve.callers import Callers
 from relayd.serve.desk import House
@@ -151,6 +151,7 @@ class Worker:
         ]
         self._users = users
         self._replanner = Replanner(config, users)
+        self._unknown: set[str] = set()  # upstreams that were told of
         self._operator = Operator(
             config,
             self._door,
@@ -320,7 +321,10 @@ class Worker:
         """
         try:
             follow(self._door, self._replanner)
-            self._door.adopt([one.name for one in self._config.upstream])
+            known = [one.name for one in self._config.upstream]
+            self._door.adopt(known)
+            if self._context.number == 1:
+                self._unknown |= tell_unknown(self._door, self._unknown.union(known))
         except SpoolUnavailable:
             return  # mail gets 451, and that is said; again in a minute
 

@@ -454,8 +454,10 @@ def _is_sure(options: argparse.Namespace, request: Frame) -> bool:
     """Print how many a filter means, and ask."""
     if options.yes or options.dry_run:
         return True
-    count = _count(_last(options, {**request, "dry_run": True}))
+    answer = _last(options, {**request, "dry_run": True})
+    count = _count(answer)
     if not count:
+        _tell_refused(options, answer)
         terminal.complain(f"no message matches that {_ABLE[options.action]}; nothing done")
         return False
     if terminal.ask_yes(f"{options.action} {_messages(count)}?"):
@@ -476,7 +478,10 @@ _ABLE: Final = {
     "resend": "was sent and whose content is kept",
 }  # fmt: skip
 
-_REFUSED: Final = {"move": "not moved", "resend": "not sent again"}
+_REFUSED: Final = {
+    "move": "not moved", "resend": "not sent again", "retry": "not tried",
+    "release": "not released",
+}  # fmt: skip
 
 
 def _told(options: argparse.Namespace, answer: Frame) -> int:
@@ -486,7 +491,7 @@ def _told(options: argparse.Namespace, answer: Frame) -> int:
     refused = _rows(answer.get("refused"))
     if options.json:
         told: dict[str, Json] = {"count": count, "missing": missing, "untouched": untouched}
-        terminal.print_json(told | ({"refused": refused} if options.action in _REFUSED else {}))
+        terminal.print_json(told | {"refused": refused})
     else:
         verb = f"would {options.action}" if options.dry_run else _DONE[options.action]
         print(f"{verb}: {_messages(count)}")
@@ -496,11 +501,15 @@ def _told(options: argparse.Namespace, answer: Frame) -> int:
             terminal.complain(
                 f"{one}: nothing there to {options.action}; relayd queue show {one} says why"
             )
-        for row in refused:
-            not_done = _REFUSED.get(options.action, "nothing done")
-            terminal.complain(f"{row.get('id')}: {not_done}: {row.get('why')}")
+        _tell_refused(options, answer)
     is_whole = count and not missing and not untouched and not refused
     return command_line.OK if is_whole else command_line.FAILED
+
+
+def _tell_refused(options: argparse.Namespace, answer: Frame) -> None:
+    for row in _rows(answer.get("refused")):
+        not_done = _REFUSED.get(options.action, "nothing done")
+        terminal.complain(f"{row.get('id')}: {not_done}: {row.get('why')}")
 
 
 def _last(options: argparse.Namespace, request: Frame) -> Frame:

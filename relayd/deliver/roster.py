@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import structlog
 from gevent.lock import Semaphore
 
 from relayd.deliver.lane import Lane, Way
 from relayd.spool.model import MailboxRef
 from relayd.values import frozen
-
-log = structlog.get_logger()
 
 
 @frozen
@@ -51,7 +48,6 @@ class Roster:
         self.permits: Mapping[str, Semaphore] = {name: Semaphore(carriers) for name in self.ways}
         self._lanes: dict[MailboxRef, Lane] = {}
         self.lanes: Mapping[MailboxRef, Lane] = self._lanes
-        self._unknown: set[str] = set()
 
     def lane(self, ref: MailboxRef) -> Lane | None:
         """Return the mailbox's lane, made if need be; None: its upstream is not configured."""
@@ -59,9 +55,6 @@ class Roster:
         if lane is None:
             way = self.ways.get(ref.upstream)
             if way is None:
-                if ref.upstream not in self._unknown:
-                    self._unknown.add(ref.upstream)
-                    log.warning("upstream.unknown", upstream=ref.upstream)
                 return None
             lane = self._lanes[ref] = Lane(ref, way, self.permits[ref.upstream])
         return lane

@@ -106,7 +106,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "upgrade.refused": "The code on disk did not take over; `reason=` says why, nothing changed.",
     "upgrade.replacing": "The master becomes the code on disk, in place.",
     "upstream.down": "Nothing can leave through an upstream for now; once more when the cause is another.",
-    "upstream.unknown": "The spool holds mail of an upstream that is not configured; it is HELD.",
+    "upstream.unknown": "`messages=` wait for an upstream that is not configured; they are HELD. `advice=` says what to do.",
     "upstream.up": "An upstream works again; what waited for it is released.",
     "users.hidden": "A user in users.toml has the name of one in the configuration, which wins.",
     "users.refused": "users.toml is broken (`problems=`); the users known before stay in force.",

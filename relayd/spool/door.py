@@ -365,28 +365,44 @@ class SqliteDoor:
 
     # -- operators --------------------------------------------------------------------------
 
-    def retry(self, messages: Sequence[QueueId], redirects: Sequence[Redirect] = ()) -> int:
+    def retry(
+        self,
+        messages: Sequence[QueueId],
+        redirects: Sequence[Redirect] = (),
+        upstreams: frozenset[str] | None = None,
+    ) -> int:
         """Try these now, FAILED ones included; returns how many messages it reached.
 
         redirects: of their deliveries, in the same commit; so with release and resend.
+        upstreams: only what goes through one of these; None: all; likewise.
         """
-        return self.ask(Ask("retry", tuple(messages), tuple(redirects)))
+        return self.ask(Ask("retry", tuple(messages), tuple(redirects), upstreams))
 
     def hold(self, messages: Sequence[QueueId]) -> int:
         """Hold these until `release`; returns how many messages it reached."""
         return self.ask(Ask("hold", tuple(messages)))
 
-    def release(self, messages: Sequence[QueueId], redirects: Sequence[Redirect] = ()) -> int:
+    def release(
+        self,
+        messages: Sequence[QueueId],
+        redirects: Sequence[Redirect] = (),
+        upstreams: frozenset[str] | None = None,
+    ) -> int:
         """Let held ones go; returns how many messages it reached."""
-        return self.ask(Ask("release", tuple(messages), tuple(redirects)))
+        return self.ask(Ask("release", tuple(messages), tuple(redirects), upstreams))
 
     def delete(self, messages: Sequence[QueueId]) -> int:
         """Give these up and drop their content; returns how many messages it reached."""
         return self.ask(Ask("delete", tuple(messages)))
 
-    def resend(self, messages: Sequence[QueueId], redirects: Sequence[Redirect] = ()) -> int:
+    def resend(
+        self,
+        messages: Sequence[QueueId],
+        redirects: Sequence[Redirect] = (),
+        upstreams: frozenset[str] | None = None,
+    ) -> int:
         """Send SENT ones again whose content was kept; returns how many messages it reached."""
-        return self.ask(Ask("resend", tuple(messages), tuple(redirects)))
+        return self.ask(Ask("resend", tuple(messages), tuple(redirects), upstreams))
 
     def hasten(self, upstream: str) -> int:
         """Make all that is DEFERRED for `upstream` due now: it answers again."""

@@ -417,44 +417,66 @@ class MemoryDoor:
 
     # -- operators --------------------------------------------------------------------------
 
-    def retry(self, messages: Sequence[QueueId], redirects: Sequence[Redirect] = ()) -> int:
+    def retry(
+        self,
+        messages: Sequence[QueueId],
+        redirects: Sequence[Redirect] = (),
+        upstreams: frozenset[str] | None = None,
+    ) -> int:
         """Try these now, FAILED ones included; returns how many messages it reached.
 
         redirects: of their deliveries, in the same commit; so with release and resend.
+        upstreams: only what goes through one of these; None: all; likewise.
         """
-        return self._ask("retry", messages, redirects)
+        return self._ask("retry", messages, redirects, upstreams)
 
     def hold(self, messages: Sequence[QueueId]) -> int:
         """Hold these until `release`; returns how many messages it reached."""
         return self._ask("hold", messages)
 
-    def release(self, messages: Sequence[QueueId], redirects: Sequence[Redirect] = ()) -> int:
+    def release(
+        self,
+        messages: Sequence[QueueId],
+        redirects: Sequence[Redirect] = (),
+        upstreams: frozenset[str] | None = None,
+    ) -> int:
         """Let held ones go; returns how many messages it reached."""
-        return self._ask("release", messages, redirects)
+        return self._ask("release", messages, redirects, upstreams)
 
     def delete(self, messages: Sequence[QueueId]) -> int:
         """Give these up and drop their content; returns how many messages it reached."""
         return self._ask("delete", messages)
 
-    def resend(self, messages: Sequence[QueueId], redirects: Sequence[Redirect] = ()) -> int:
+    def resend(
+        self,
+        messages: Sequence[QueueId],
+        redirects: Sequence[Redirect] = (),
+        upstreams: frozenset[str] | None = None,
+    ) -> int:
         """Send SENT ones again whose content was kept; returns how many messages it reached."""
-        return self._ask("resend", messages, redirects)
+        return self._ask("resend", messages, redirects, upstreams)
 
     def _ask(
-        self, wish: moves.Wish, messages: Sequence[QueueId], redirects: Sequence[Redirect] = ()
+        self,
+        wish: moves.Wish,
+        messages: Sequence[QueueId],
+        redirects: Sequence[Redirect] = (),
+        upstreams: frozenset[str] | None = None,
     ) -> int:
         self.redirect(redirects, "wish")
         reached = [
-            [self._wished(wish, row) for row in self.spool.deliveries(message)]
+            [self._wished(wish, row, upstreams) for row in self.spool.deliveries(message)]
             for message in dict.fromkeys(messages)
         ]
         return sum(any(one) for one in reached)
 
-    def _wished(self, wish: moves.Wish, row: Row) -> bool:
+    def _wished(self, wish: moves.Wish, row: Row, upstreams: frozenset[str] | None) -> bool:
         if row.state is State.LEASED:
             row.wish = moves.WHILE_LEASED.get(wish, row.wish)
             return wish in moves.WHILE_LEASED
         if row.state not in moves.WISHES[wish]:
+            return False
+        if not moves.may_start(wish, row.way.mailbox.upstream, upstreams):
             return False
         if moves.needs_content(wish, row.state) and row.message not in self.spool.contents:
             return False

@@ -11,7 +11,7 @@ Every store asks here, so that they agree; which moves exist at all is model.NEX
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, Literal, NamedTuple
 
 from relayd.spool.model import Course, MailboxRef, Redirect, Settlement, State
@@ -122,6 +122,11 @@ def forgiven(was: State, done: Mapping[str, str]) -> dict[str, str]:
 def needs_content(wish: Wish, was: State) -> bool:
     """Tell whether a wish comes to nothing without content: none to send, or none to drop."""
     return wish in STARTS or (wish == "delete" and was is State.SENT)
+
+
+def may_start(wish: Wish, upstream: str, configured: Collection[str] | None) -> bool:
+    """Tell whether a wish that sends has a way out to send by. configured: None: not known."""
+    return wish not in STARTS or configured is None or upstream in configured
 
 
 def is_reached(wish: Wish, was: State, *, has_content: bool) -> bool:

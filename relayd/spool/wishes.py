@@ -26,11 +26,13 @@ class Ask(Operation[int]):
     """Do what an operator wishes for these messages.
 
     redirects: of their deliveries, first: what is sent goes as relayd.toml says now.
+    upstreams: only what goes through one of these is started; None: all.
     """
 
     wish: moves.Wish
     messages: tuple[QueueId, ...]
     redirects: tuple[Redirect, ...] = ()
+    upstreams: frozenset[str] | None = None
 
     def run(self, batch: Transaction) -> int:
         """Return how many messages it reached."""
@@ -68,6 +70,8 @@ class Ask(Operation[int]):
         self, batch: Transaction, delivery: int, message: int, was: State, row: list[str]
     ) -> bool:
         upstream, mailbox, header_from, held_by, done = row
+        if not moves.may_start(self.wish, upstream, self.upstreams):
+            return False
         if moves.needs_content(self.wish, was) and not _has_content(batch, message):
             return False
         is_held = self.wish in moves.STARTS and was is State.HELD

@@ -190,6 +190,10 @@ def test_mail_of_an_upstream_that_is_gone_is_taken_to_another(
     wait_until(lambda: relay.queue("held"), told=relay.log)
     assert relay.queue("held")[0]["held_by"] == "upstream lab not configured"
     assert "queue move --upstream OTHER" in relay.cli("queue", "show", queue_id).stdout
+    done = relay.cli("queue", "release", queue_id, check=False)
+    assert (done.returncode, done.stdout) == (1, "released: 0 messages\n")
+    assert "upstream lab not configured: put it back" in done.stderr
+    assert "upstream.unknown" in relay.log()
     moving = ("queue", "move", "--upstream", "acs", "--from-upstream", "lab")
     assert relay.cli(*moving, "--dry-run").stdout == "would move: 1 message\n"
     assert relay.cli(*moving, "--yes").stdout == "moved: 1 message\n"

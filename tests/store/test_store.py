@@ -868,6 +868,21 @@ def test_a_wish_sends_by_the_way_out_it_is_given(backend: Backend, door: Store, 
     assert [one.message for one in door.lease(MENDED, limit=1)] == [message]
 
 
+@pytest.mark.parametrize("wish", ["retry", "release"])
+def test_a_wish_starts_nothing_that_has_no_way_out(
+    backend: Backend, door: Store, wish: str
+) -> None:
+    message = put(door, backend.clock, way(ALERTS), way(OTHER))
+    door.hold([message])
+    ask = getattr(door, wish)
+    assert ask([message], (), frozenset({"another"})) == 0
+    assert ask([message], (), frozenset({"contoso"})) == 1
+    assert [row[1:] for _, row in sorted(backend.states().items())] == [
+        (State.READY, ""),
+        (State.HELD, "operator"),
+    ]
+
+
 def test_failed_mail_is_retried_by_the_way_out_it_is_given(backend: Backend, door: Store) -> None:
     message = put(door, backend.clock)
     (lease,) = door.lease(ALERTS, limit=1)

@@ -39,13 +39,13 @@ from relayd.master.household import Household
 from relayd.master.launch import Launch
 from relayd.master.log import Log
 from relayd.master.settings import select
-from relayd.operator import Operator, follow
+from relayd.operator import Operator, follow, tell_unknown
 from relayd.serve.session import PeerGone
 from relayd.spool.door import SqliteDoor
 from relayd.spool.model import MailboxRef, QueueId, State, queue_id_text
 from relayd.spool.moves import WISHES, Wish
 from relayd.spool.queries import Reader
-from tests.spooling import ALERTS, FAILED, SCANS, SENT, SqliteBackend, denied, put, way
+from tests.spooling import ALERTS, FAILED, SCANS, SENT, SqliteBackend, deferred, denied, put, way
 
 
 class FakeCourier:
@@ -249,7 +249,9 @@ def test_a_release_and_a_retry_reach_what_waits_for_them(room: Room) -> None:
 def test_ids_that_nobody_knows_or_that_are_past_it_are_named(room: Room) -> None:
     message, unknown = room.put(), "1JV7SEQSLMJCW"
     answer = room.result({"command": "queue.release", "ids": [queue_id_text(message), unknown]})
-    assert answer == {"count": 0, "missing": [unknown], "untouched": [queue_id_text(message)]}
+    assert answer == {
+        "count": 0, "missing": [unknown], "untouched": [queue_id_text(message)], "refused": [],
+    }  # fmt: skip
 
 
 def test_a_wish_by_filter_reaches_what_it_matches(room: Room) -> None:
@@ -412,7 +414,7 @@ def test_what_is_sent_goes_through_the_mailbox_of_now(mended: Room, word: str) -
     (lease,) = mended.door.lease(ALERTS, limit=1)
     mended.door.settle(lease, denied(mended.clock, cause="ErrorInvalidUser"))
     assert mended.result({"command": f"queue.{word}", "ids": [queue_id_text(message)]}) == {
-        "count": 1, "missing": [], "untouched": [],
+        "count": 1, "missing": [], "untouched": [], "refused": [],
     }  # fmt: skip
     assert [one.message for one in mended.door.lease(RIGHT, limit=1)] == [message]
     assert mended.door.holds() == ()
@@ -422,7 +424,7 @@ def test_failed_mail_is_tried_again_through_the_mailbox_of_now(mended: Room) -> 
     message = wrong(mended)
     (lease,) = mended.door.lease(ALERTS, limit=1)
     mended.door.settle(lease, FAILED)
-    assert mended.result({"command": "queue.retry", "state": "failed"}) == {"count": 1}
+    assert mended.result({"command": "queue.retry", "state": "failed"})["count"] == 1
     (lease,) = mended.door.lease(RIGHT, limit=1)
     assert (lease.message, lease.set_from) == (message, "a@contoso.com")
 
@@ -500,6 +502,96 @@ def test_an_upstream_that_is_not_there_is_refused_with_those_that_are(mended: Ro
     words, code = mended.refusal({"command": "queue.move", "to_upstream": "gone", "ids": []})
     assert words == "no [upstream.gone] is configured; there are: contoso, acs"
     assert code == 2
+
+
+LAB = MailboxRef("lab", "a@lab.example")
+GONE = "upstream lab not configured: put it back, then relayd reload"
+
+
+def of_lab(room: Room, by: str) -> QueueId:
+    """Return a message of an upstream that is not configured. by: what it is held by, or FAILED."""
+    message = put(room.door, room.clock, way(LAB))
+    (lease,) = room.door.lease(LAB, limit=1)
+    if by == "failed":
+        room.door.settle(lease, FAILED)
+    elif by == "code":
+        room.door.settle(lease, denied(room.clock))
+    else:
+        room.door.settle(lease, deferred(room.clock))
+        if by == "operator":
+            room.door.hold([message])
+        else:
+            room.door.adopt(["contoso"])
+    return message
+
+
+@pytest.mark.parametrize("by", ["code", "missing", "operator", "failed"])
+@pytest.mark.parametrize("word", ["release", "retry"])
+def test_what_has_no_way_out_is_neither_released_nor_tried(room: Room, by: str, word: str) -> None:
+    """It said "released: 1 message", and a minute later it was held again."""
+    message = of_lab(room, by)
+    story = room.door.show(message)
+    ids: list[Json] = [queue_id_text(message)]
+    told = room.result({"command": f"queue.{word}", "ids": ids})
+    if (by, word) == ("failed", "release"):
+        assert (told["untouched"], told["refused"]) == (ids, [])
+    else:
+        why = f"{GONE}; or relayd queue move --upstream OTHER, or delete"
+        assert (told["count"], told["refused"]) == (0, [{"id": ids[0], "why": why}])
+    assert room.door.show(message) == story
+
+
+def test_a_filter_names_some_of_what_has_no_way_out_and_does_the_rest(room: Room) -> None:
+    for _ in range(21):
+        of_lab(room, "missing")
+    ours = room.put()
+    room.door.hold([ours])
+    request: Frame = {"command": "queue.release", "state": "held"}
+    for is_dry in (True, False):
+        told = room.result({**request, "dry_run": is_dry})
+        assert (told["count"], len(rows_of(told["refused"]))) == (1, 20)
+    assert room.state(ours) is State.READY
+
+
+def test_of_a_message_with_two_ways_out_only_the_one_that_is_there_is_tried(room: Room) -> None:
+    message = put(room.door, room.clock, way(ALERTS), way(LAB))
+    room.door.hold([message])
+    assert room.result({"command": "queue.release", "ids": [queue_id_text(message)]})["count"] == 1
+    story = room.door.show(message)
+    assert story is not None
+    assert {one.upstream: one.state for one in story.deliveries} == {
+        "contoso": State.READY, "lab": State.HELD,
+    }  # fmt: skip
+
+
+def test_sent_mail_of_an_upstream_that_is_gone_is_not_sent_again(keeping: Room) -> None:
+    message = put(keeping.door, keeping.clock, way(LAB))
+    (lease,) = keeping.door.lease(LAB, limit=1)
+    keeping.door.settle(lease, SENT)
+    ids: list[Json] = [queue_id_text(message)]
+    told = keeping.result({"command": "queue.resend", "ids": ids})
+    assert told["refused"] == [{"id": ids[0], "why": GONE}]
+
+
+def test_the_queue_says_whose_upstream_is_gone(room: Room) -> None:
+    of_lab(room, "code")
+    (page,) = room.ask({"command": "queue.list"})
+    assert '"reason": "upstream lab not configured"' in json.dumps(page)
+
+
+def test_the_log_says_how_much_waits_for_an_upstream_that_is_gone(
+    room: Room, capsys: pytest.CaptureFixture[str]
+) -> None:
+    room.put()
+    for by in ("missing", "failed", "code"):
+        of_lab(room, by)
+    assert tell_unknown(room.door, ["contoso"]) == {"lab"}
+    line = capsys.readouterr().out
+    assert line.count("upstream.unknown") == 1
+    for words in ("upstream=lab", "messages=2", GONE):
+        assert words in line
+    assert tell_unknown(room.door, ["contoso", "lab"]) == frozenset()
+    assert capsys.readouterr().out == ""
 
 
 # ---- figures for the master

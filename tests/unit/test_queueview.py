@@ -273,6 +273,53 @@ def test_mail_of_a_removed_upstream_says_which_table_is_missing(desk: Desk) -> N
     assert f"relayd queue delete {queue_id_text(message)}" in said.do
 
 
+ELSEWHERE = Now(upstreams=frozenset({"another"}))
+
+
+def test_mail_held_by_a_code_says_first_that_its_upstream_is_gone(desk: Desk) -> None:
+    """It went on saying when it is tried, and to release it, which did nothing."""
+    message = desk.answered(graph(403, "ErrorSendAsDenied", "May not send as."))
+    now = replace(ELSEWHERE, holds=desk.door.holds())
+    said = desk.says(message, now)
+    assert said == Plain(
+        "There is no [upstream.contoso] in the configuration any more."
+        " It was held by ErrorSendAsDenied before.",
+        "Put it back, then relayd reload: ErrorSendAsDenied holds it still."
+        f" Or relayd queue move --upstream OTHER {queue_id_text(message)},"
+        f" or give it up: relayd queue delete {queue_id_text(message)}",
+    )
+    assert reasons(desk, now) == ["upstream contoso not configured"]
+    back = replace(now, upstreams=frozenset({"contoso"}))
+    assert desk.says(message, back).why.startswith("Held (ErrorSendAsDenied)")
+    assert reasons(desk, back) == ["ErrorSendAsDenied"]
+
+
+@pytest.mark.parametrize("outcome", [None, graph(429)])
+def test_waiting_mail_of_a_removed_upstream_says_so_before_it_is_held(
+    desk: Desk, outcome: Outcome | None
+) -> None:
+    message = desk.put() if outcome is None else desk.answered(outcome)
+    said = desk.says(message, ELSEWHERE)
+    assert said.why == "There is no [upstream.contoso] in the configuration any more."
+    assert "this mail goes by itself" in said.do
+
+
+def test_what_a_person_decides_about_needs_a_way_out_first(desk: Desk) -> None:
+    held = desk.put()
+    desk.door.hold([held])
+    doubtful = desk.answered(graph(504), policy=Policy(schedule=(60.0,), ambiguous="hold"))
+    failed = desk.answered(graph(400, "ErrorInvalidRecipients"))
+    for message, word in ((held, "release"), (doubtful, "release"), (failed, "retry")):
+        text = queue_id_text(message)
+        assert (
+            "Put [upstream.contoso] back and relayd reload, or relayd queue move --upstream OTHER"
+            f" {text}, then relayd queue {word} {text}"
+        ) in desk.says(message, ELSEWHERE).do
+        assert "queue move" not in desk.says(message).do
+    assert "There is no [upstream.contoso]" in desk.says(held, ELSEWHERE).why
+    assert reasons(desk, ELSEWHERE) == ["operator", "ambiguous"]
+
+
 # ---- waiting
 
 

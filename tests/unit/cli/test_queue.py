@@ -333,6 +333,18 @@ def test_what_cannot_be_sent_again_is_named_with_the_reason(
     assert "no message matches that was sent and whose content is kept" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("word", "not_done"), [("release", "released"), ("retry", "tried")])
+def test_what_has_no_way_out_is_named_with_the_reason(
+    control: ControlSocket, capsys: pytest.CaptureFixture[str], word: str, not_done: str
+) -> None:
+    control.answers[f"queue.{word}"] = [
+        done({"count": 0, "refused": [{"id": ID, "why": "upstream lab not configured"}]})
+    ]
+    for words in ([ID], ["--device", "ups"]):
+        assert run(control, word, *words) == 1
+        assert f"{ID}: not {not_done}: upstream lab not" in capsys.readouterr().err
+
+
 def test_ids_that_could_not_be_changed_are_named(
     control: ControlSocket, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -347,7 +359,9 @@ def test_ids_that_could_not_be_changed_are_named(
 def test_a_change_as_json(control: ControlSocket, capsys: pytest.CaptureFixture[str]) -> None:
     control.answers["queue.retry"] = [done({"count": 1, "missing": [], "untouched": []})]
     assert run(control, "--json", "retry", ID) == 0
-    assert json.loads(capsys.readouterr().out) == {"count": 1, "missing": [], "untouched": []}
+    assert json.loads(capsys.readouterr().out) == {
+        "count": 1, "missing": [], "untouched": [], "refused": [],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("word", ["retry", "hold", "release", "delete", "resend"])
