@@ -301,6 +301,16 @@ RAW_DEFLATE = zlib.compressobj(wbits=-zlib.MAX_WBITS)
         ("identity", DENIAL),
         ("gzip", gzip.compress(DENIAL + b" " * 10_000_000)[:65_536]),
     ],
+    ids=[
+        "gzip",
+        "loosely-named",
+        "deflate",
+        "bare-deflate",
+        "gzip-undone",
+        "deflate-undone",
+        "identity",
+        "cut-off",
+    ],  # by octets they would have another name each second
 )
 def test_a_compressed_refusal_is_understood(encoding: str, body: bytes) -> None:
     outcome = classify(400, {"content-encoding": encoding}, body, 0.1)
