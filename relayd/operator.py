@@ -59,6 +59,7 @@ from relayd.serve.session import PeerGone, PeerSilent
 from relayd.spool import moves
 from relayd.spool.door import SqliteDoor, spool_path
 from relayd.spool.model import (
+    Course,
     MailboxRef,
     QueueId,
     Redirect,
@@ -91,6 +92,7 @@ _WISHES: Final[Mapping[str, moves.Wish]] = {
     "queue.resend": "resend",
 }
 _MOST_REFUSED: Final = 20
+_MOST_LOGGED: Final = 5
 
 Judge: TypeAlias = Callable[[Standing], str | None]
 """Says whether something can be done about a message that stands so: None: it can; "": it makes no
@@ -360,12 +362,23 @@ class Operator:
         is_named = isinstance(request.get("ids"), list)
         chosen = self._chosen(request, partial(self._verdict, wish, is_named=is_named))
         count = 0
+        probes: set[str] = set()
+        some: list[QueueId] = []  # for the log
         for part in chosen:
-            count += len(part) if is_dry else self._do(wish, part)
+            some += part[: _MOST_LOGGED + 1 - len(some)]
+            if is_dry:
+                count += len(part)
+            else:
+                reached, causes = self._do(wish, part)
+                count += reached
+                probes |= causes
             yield done({"count": count}, more=True)
         if not is_dry:
-            log.info("queue.wished", command=command, messages=count, uid=_uid(peer))
-        yield done({"count": count, **chosen.left(refuses=wish in moves.STARTS)})
+            log.info("queue.wished", command=command, messages=count, uid=_uid(peer), **_few(some))
+        left = chosen.left(refuses=wish in moves.STARTS)
+        if wish in moves.STARTS:
+            left["probes"] = [*sorted(probes)]
+        yield done({"count": count, **left})
 
     def _verdict(self, wish: moves.Wish, standing: Standing, *, is_named: bool) -> str | None:
         """See Judge. Of sent mail without content `resend` tells why, where it was named by id."""
@@ -389,24 +402,41 @@ class Operator:
         kept = show_seconds(self._config.spool.keep_sent_content)
         return f'its content is not kept any more, [spool] keep_sent_content is "{kept}"'
 
-    def _do(self, wish: moves.Wish, messages: list[QueueId]) -> int:
-        """Do it; what is to be sent goes as it is configured now. Returns how many messages."""
+    def _do(self, wish: moves.Wish, messages: list[QueueId]) -> tuple[int, frozenset[str]]:
+        """Do it; what is to be sent goes as it is configured now.
+
+        returns: how many messages it reached, and the causes of Holds that are tried for it.
+        """
         match wish:
             case "hold":
-                return self._door.hold(messages)
+                return self._door.hold(messages), frozenset()
             case "delete":
-                return self._door.delete(messages)
+                return self._door.delete(messages), frozenset()
             case "retry" | "release" | "resend":
                 act = {"retry": self._door.retry, "release": self._door.release}
-                redirects = self._corrected(wish, messages)
+                courses = self._courses(wish, messages)
+                redirects = self._replanner.corrected(courses)
+                probes = self._probed(courses, redirects)
                 known = frozenset(self._replanner.upstreams)
-                return act.get(wish, self._door.resend)(messages, redirects, known)
+                return act.get(wish, self._door.resend)(messages, redirects, known), probes
 
-    def _corrected(self, wish: moves.Wish, messages: Sequence[QueueId]) -> list[Redirect]:
+    def _courses(self, wish: moves.Wish, messages: Sequence[QueueId]) -> list[Course]:
         self._replanner.refresh()
         states = frozenset(moves.WISHES[wish])
-        courses = self._door.courses(messages, states, with_content=True)
-        return self._replanner.corrected(courses)
+        return self._door.courses(messages, states, with_content=True)
+
+    def _probed(self, courses: Sequence[Course], redirects: Sequence[Redirect]) -> frozenset[str]:
+        """Return the causes of Holds that keep some of these: the oldest they hold goes first."""
+        holds = {(one.mailbox, one.header_from, one.cause) for one in self._door.holds()}
+        turned = {one.course.delivery for one in redirects}
+        return frozenset(
+            one.held_by
+            for one in courses
+            if one.state is State.HELD
+            and one.delivery not in turned
+            and (one.mailbox, one.header_from, one.held_by) in holds
+            and self._replanner.knows(one.mailbox.upstream)
+        )
 
     def _move(self, request: Frame, peer: Json) -> Iterator[Frame]:
         """Take mail to another upstream; replies as `_wish`, and `refused`: some that may not."""
@@ -419,9 +449,11 @@ class Operator:
         chosen = self._chosen(request, _movable)
         count = 0
         stayed: dict[QueueId, str] = {}
+        some: list[QueueId] = []  # for the log
         for part in chosen:
             redirects, staying = self._moved(part, upstream)
-            moved = {one.course.message for one in redirects}
+            moved = dict.fromkeys(one.course.message for one in redirects)
+            some += [*moved][: _MOST_LOGGED + 1 - len(some)]
             if not is_dry:
                 self._door.redirect(redirects, "operator")
             count += len(moved)
@@ -430,7 +462,7 @@ class Operator:
         if not is_dry:
             log.info(
                 "queue.wished", command="queue.move", messages=count, uid=_uid(peer),
-                upstream=upstream,
+                upstream=upstream, **_few(some),
             )  # fmt: skip
         yield done({"count": count, **_stayed(stayed, chosen.left())})
 
@@ -585,6 +617,12 @@ class _Chosen:
         if not self._is_named:
             return refused
         return {"missing": self._missing, "untouched": self._untouched, **refused}
+
+
+def _few(messages: Sequence[QueueId]) -> dict[str, str]:
+    """Return for the log which messages they were, where they are few."""
+    is_few = 0 < len(messages) <= _MOST_LOGGED
+    return {"id": ",".join(map(queue_id_text, messages))} if is_few else {}
 
 
 def _uid(peer: Json) -> Json:

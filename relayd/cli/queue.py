@@ -356,7 +356,7 @@ def trace(options: argparse.Namespace) -> int:
     print(terminal.safe(f"{ways[0].get('accepted_at') if ways else ''}  {_came(story)}"))
     rows = _rows(story.get("attempts"))
     if not rows:
-        print("no attempt yet")
+        print(terminal.safe(_untried(ways)))
         return command_line.OK
     cells = [
         (
@@ -375,6 +375,12 @@ def trace(options: argparse.Namespace) -> int:
     heads = ("AT", "TRY", "OUTCOME", "HTTP", "CODE", "REQUEST-ID", *through, "TEXT")
     print(terminal.table(cells, heads))
     return command_line.OK
+
+
+def _untried(ways: Sequence[Frame]) -> str:
+    """Return why there is no attempt, as far as a word says it."""
+    held = dict.fromkeys(str(one.get("held_by")) for one in ways if one.get("held_by"))
+    return f"no attempt yet: held by {', '.join(held)}" if held else "no attempt yet"
 
 
 def export(options: argparse.Namespace) -> int:
@@ -489,12 +495,17 @@ def _told(options: argparse.Namespace, answer: Frame) -> int:
     missing = [str(one) for one in _list(answer.get("missing"))]
     untouched = [str(one) for one in _list(answer.get("untouched"))]
     refused = _rows(answer.get("refused"))
+    probes = [str(one) for one in _list(answer.get("probes"))]
     if options.json:
         told: dict[str, Json] = {"count": count, "missing": missing, "untouched": untouched}
-        terminal.print_json(told | {"refused": refused})
+        terminal.print_json(told | {"refused": refused, "probes": probes})
     else:
         verb = f"would {options.action}" if options.dry_run else _DONE[options.action]
         print(f"{verb}: {_messages(count)}")
+        for cause in probes:
+            print(
+                f"{terminal.safe(cause)}: the oldest it holds is tried now; if it is sent, all go"
+            )
         for one in missing:
             terminal.complain(f"no such message: {one}")
         for one in untouched:

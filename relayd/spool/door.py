@@ -274,6 +274,7 @@ class SqliteDoor:
         others: list[Birth] = []
         rows: list[tuple[Value, ...]] = []
         row = message_row(draft, message)
+        held: list[Birth] = []
         try:
             for number, way in zip(
                 self._delivery_ids(draft, message), message.deliveries, strict=True
@@ -282,15 +283,9 @@ class SqliteDoor:
                 birth = Birth(number, draft, way, state, held_by, until)
                 (born if state is State.LEASED else others).append(birth)
                 rows.append(birth.row(row, self._core.holder))
+            held = [one for one in others if one.state is State.HELD]
             self.ask(
-                Accept(
-                    draft,
-                    row,
-                    content,
-                    rows,
-                    [one.id for one in born],
-                    [one for one in others if one.state is State.HELD],
-                ),
+                Accept(draft, row, content, rows, [one.id for one in born], held),
                 deadline=deadline,
             )
         except BaseException:
@@ -301,8 +296,24 @@ class SqliteDoor:
             raise
         for one in born:
             self._taker.take(one.lease(message, octets))
+        if held:
+            self._tell_held(held, message)
         if others:
             self._taker.offer(list(dict.fromkeys(one.way.mailbox for one in others)))
+
+    def _tell_held(self, births: Sequence[Birth], message: NewMessage) -> None:
+        """Log what was born HELD: no attempt will tell of it."""
+        texts = {(one.mailbox, one.header_from, one.cause): one.text for one in self._holds}
+        for one in births:
+            way, cause = one.way, one.held_by
+            text = texts.get((way.mailbox, way.header_from, cause))
+            if text is not None:  # else its Hold ended just before it was committed
+                log.warning(
+                    "message.held", id=queue_id_text(one.message), session=message.session,
+                    device=message.device, upstream=way.mailbox.upstream,
+                    mailbox=way.mailbox.mailbox, recipients=len(way.recipients),
+                    bytes=message.size_bytes, attempt=0, reason=cause, text=text,
+                )  # fmt: skip
 
     def _birth(self, delivery: NewDelivery, priority: int) -> tuple[State, str]:
         cause = (

@@ -485,6 +485,8 @@ class MemoryDoor:
             at = min(hold.probe_at, self._clock.utcnow())
             self.spool.holds[row.pair, row.held_by] = dataclasses.replace(hold, probe_at=at)
             self._taker.offer([row.way.mailbox])
+            self._note(row, moves.WISHED[wish], "by an operator")
+            row.fence += 1
             return True
         self._wish_moves(wish, row)
         return True

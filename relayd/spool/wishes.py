@@ -76,7 +76,10 @@ class Ask(Operation[int]):
             return False
         is_held = self.wish in moves.STARTS and was is State.HELD
         if is_held and _probe_now(batch, (upstream, mailbox, header_from, held_by)):
-            return True  # it, or an older one like it, is tried at once; if that works, all go
+            # It, or an older one like it, is tried at once; if that works, all go.
+            _journal(batch, delivery, moves.WISHED[self.wish])
+            batch.run("UPDATE delivery SET fence = fence + 1 WHERE id = ? AND state = 2", delivery)
+            return True
         to = moves.WISHES[self.wish][was]
         _journal(batch, delivery, moves.WISHED[self.wish])
         kept = done_in(done)

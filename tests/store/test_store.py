@@ -584,7 +584,15 @@ def test_retry_of_held_mail_probes_its_hold_now(backend: Backend, door: Store) -
     (lease,) = door.lease(ALERTS, limit=1)
     door.settle(lease, denied(backend.clock, 1800))
     assert door.retry([message]) == 1
-    assert len(door.lease(ALERTS, limit=1)) == 1
+    assert door.release([message]) == 1
+    (probe,) = door.lease(ALERTS, limit=1)
+    door.settle(probe, SENT)
+    assert sorted(backend.journal(lease.delivery)) == [
+        "misconfigured",
+        "released",
+        "retried",
+        "sent",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from typing import cast
 import gevent
 import pytest
 from gevent import socket
+from structlog.testing import capture_logs
 
 from relayd.access.replan import Replanner
 from relayd.cache.client import Client
@@ -250,7 +251,8 @@ def test_ids_that_nobody_knows_or_that_are_past_it_are_named(room: Room) -> None
     message, unknown = room.put(), "1JV7SEQSLMJCW"
     answer = room.result({"command": "queue.release", "ids": [queue_id_text(message), unknown]})
     assert answer == {
-        "count": 0, "missing": [unknown], "untouched": [queue_id_text(message)], "refused": [],
+        "count": 0, "missing": [unknown], "untouched": [queue_id_text(message)],
+        "refused": [], "probes": [],
     }  # fmt: skip
 
 
@@ -350,6 +352,46 @@ def test_a_message_under_way_can_be_wished_for(room: Room) -> None:
     assert answer["untouched"] == []
 
 
+def test_which_messages_were_meant_is_in_the_log_where_they_are_few(room: Room) -> None:
+    ids: list[Json] = [queue_id_text(room.put()) for _ in range(5)]
+    sixth: list[Json] = [queue_id_text(room.put())]
+    with capture_logs() as lines:
+        for request in (
+            {"command": "queue.hold", "ids": [*ids, "1JV7SEQSLMJCW"]},
+            {"command": "queue.hold", "ids": ids},
+            {"command": "queue.delete", "state": "all"},
+            {"command": "queue.delete", "ids": sixth},
+        ):
+            room.result(request)
+    assert [line.get("id") for line in lines] == [",".join(map(str, ids)), None, None, None]
+
+
+@pytest.mark.parametrize("word", ["release", "retry"])
+def test_what_a_code_holds_is_tried_by_one_and_each_that_was_meant_remembers(
+    room: Room, word: str
+) -> None:
+    ours = way(ALERTS, header_from=ALERTS.mailbox)
+    first, later = (put(room.door, room.clock, ours) for _ in range(2))
+    leases = room.door.lease(ALERTS, limit=2)
+    room.door.settle(leases[0], denied(room.clock))
+    room.door.settle(leases[1], denied(room.clock))
+    request: Frame = {"command": f"queue.{word}", "ids": [queue_id_text(later)]}
+    assert room.result({**request, "dry_run": True})["probes"] == []
+    for _ in range(2):
+        told = room.result(request)
+        assert (told["count"], told["probes"]) == (1, ["ErrorSendAsDenied"])
+    did = {"release": "released", "retry": "retried"}[word]
+    assert (outcomes(room, first), outcomes(room, later)) == (
+        ["misconfigured"], ["misconfigured", did, did],
+    )  # fmt: skip
+    (probe,) = room.door.lease(ALERTS, limit=5)
+    assert probe.message == first
+    room.door.settle(probe, SENT)
+    (lease,) = room.door.lease(ALERTS, limit=5)
+    room.door.settle(lease, SENT)
+    assert outcomes(room, later)[-1] == "sent"
+
+
 @pytest.fixture
 def keeping(tmp_path: Path) -> Iterator[Room]:
     """A room that keeps the content of sent mail for an hour."""
@@ -369,7 +411,13 @@ def test_sent_mail_is_sent_again_while_its_content_is_kept(keeping: Room) -> Non
     message = sent(keeping)
     request: Frame = {"command": "queue.resend", "ids": [queue_id_text(message)]}
     assert keeping.result({**request, "dry_run": True})["count"] == 1
-    assert keeping.result(request) == {"count": 1, "missing": [], "untouched": [], "refused": []}
+    assert keeping.result(request) == {
+        "count": 1,
+        "missing": [],
+        "untouched": [],
+        "refused": [],
+        "probes": [],
+    }
     assert keeping.state(message) is State.READY
     assert keeping.result(request)["untouched"] == [queue_id_text(message)]
 
@@ -383,10 +431,11 @@ def test_sent_mail_without_content_says_what_is_kept_how_long(keeping: Room) -> 
     why = 'its content is not kept any more, [spool] keep_sent_content is "1h"'
     assert keeping.result({"command": "queue.resend", "ids": ids}) == {
         "count": 0, "missing": ids[1:], "untouched": [], "refused": [{"id": ids[0], "why": why}],
+        "probes": [],
     }  # fmt: skip
     request: Frame = {"command": "queue.resend", "state": "sent"}
-    assert keeping.result({**request, "dry_run": True}) == {"count": 1, "refused": []}
-    assert keeping.result(request) == {"count": 1, "refused": []}
+    assert keeping.result({**request, "dry_run": True}) == {"count": 1, "refused": [], "probes": []}
+    assert keeping.result(request) == {"count": 1, "refused": [], "probes": []}
     assert (keeping.state(message), keeping.state(kept)) == (State.SENT, State.READY)
 
 
@@ -414,7 +463,7 @@ def test_what_is_sent_goes_through_the_mailbox_of_now(mended: Room, word: str) -
     (lease,) = mended.door.lease(ALERTS, limit=1)
     mended.door.settle(lease, denied(mended.clock, cause="ErrorInvalidUser"))
     assert mended.result({"command": f"queue.{word}", "ids": [queue_id_text(message)]}) == {
-        "count": 1, "missing": [], "untouched": [], "refused": [],
+        "count": 1, "missing": [], "untouched": [], "refused": [], "probes": [],
     }  # fmt: skip
     assert [one.message for one in mended.door.lease(RIGHT, limit=1)] == [message]
     assert mended.door.holds() == ()

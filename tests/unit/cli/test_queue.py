@@ -220,6 +220,15 @@ def test_a_trace_before_the_first_try(
     assert "no attempt yet" in capsys.readouterr().out
 
 
+def test_a_trace_of_what_was_born_held_says_by_what(
+    control: ControlSocket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held: dict[str, Json] = {**ROW, "state": "held", "held_by": "ErrorSendAsDenied"}
+    control.answers["queue.show"] = pages({**STORY, "deliveries": [held], "attempts": []})
+    assert run(control, "trace", ID) == 0
+    assert "no attempt yet: held by ErrorSendAsDenied\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("word", "keys"),
     [("show", set(STORY)), ("trace", {"id", "message_id", "deliveries", "attempts"})],
@@ -314,7 +323,7 @@ def test_what_may_not_move_is_named_with_the_reason(
     assert run(control, "move", "--upstream", "acs", "--from", "a@b", "--yes") == 1
     assert f"{ID}: not moved: From header a@b is not\\x1b[2J in x" in capsys.readouterr().err
     assert run(control, "--json", "move", "--upstream", "acs", "--from", "a@b", "--yes") == 1
-    assert list(json.loads(capsys.readouterr().out)) == ["count", "missing", "untouched", "refused"]
+    assert json.loads(capsys.readouterr().out)["refused"][0]["id"] == ID
 
 
 def test_what_cannot_be_sent_again_is_named_with_the_reason(
@@ -345,6 +354,17 @@ def test_what_has_no_way_out_is_named_with_the_reason(
         assert f"{ID}: not {not_done}: upstream lab not" in capsys.readouterr().err
 
 
+def test_a_release_says_that_another_may_go_first(
+    control: ControlSocket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control.answers["queue.release"] = [done({"count": 1, "probes": ["ErrorSendAsDenied"]})]
+    assert run(control, "release", ID) == 0
+    assert capsys.readouterr().out == (
+        "released: 1 message\n"
+        "ErrorSendAsDenied: the oldest it holds is tried now; if it is sent, all go\n"
+    )
+
+
 def test_ids_that_could_not_be_changed_are_named(
     control: ControlSocket, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -360,7 +380,7 @@ def test_a_change_as_json(control: ControlSocket, capsys: pytest.CaptureFixture[
     control.answers["queue.retry"] = [done({"count": 1, "missing": [], "untouched": []})]
     assert run(control, "--json", "retry", ID) == 0
     assert json.loads(capsys.readouterr().out) == {
-        "count": 1, "missing": [], "untouched": [], "refused": [],
+        "count": 1, "missing": [], "untouched": [], "refused": [], "probes": [],
     }  # fmt: skip
 
 

@@ -18,10 +18,20 @@ from relayd.config.model import Spool
 from relayd.errors import ConfigError, SpoolFull, SpoolUnavailable
 from relayd.observe import metrics
 from relayd.spool.door import SqliteDoor, open_spool, spool_path
-from relayd.spool.model import Lease, State
+from relayd.spool.model import Lease, State, queue_id_text
 from relayd.spool.queries import Filter
 from relayd.spool.space import Space
-from tests.spooling import ALERTS, SENT, SqliteBackend, Taker, deferred, new_message, put, way
+from tests.spooling import (
+    ALERTS,
+    SENT,
+    SqliteBackend,
+    Taker,
+    deferred,
+    denied,
+    new_message,
+    put,
+    way,
+)
 
 
 @pytest.fixture
@@ -351,3 +361,42 @@ def test_looking_goes_through_its_own_connection(backend: SqliteBackend, door: S
     door.close()
     with pytest.raises(SpoolUnavailable):
         door.counts()
+
+
+# -- what is born held ----------------------------------------------------------------------
+
+
+def test_what_comes_to_a_hold_is_logged_with_what_holds_it(
+    backend: SqliteBackend, door: SqliteDoor
+) -> None:
+    """Nothing told of it: no attempt is made."""
+    put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, denied(backend.clock))
+    with capture_logs() as lines:
+        message = put(door, backend.clock, octets=b"a: b\r\n\r\nc\r\n")
+        put(door, backend.clock, way(ALERTS, header_from="other@contoso.com"))
+    assert lines == [
+        {
+            "event": "message.held", "log_level": "warning", "id": queue_id_text(message),
+            "session": "S1", "device": "ups", "upstream": "contoso",
+            "mailbox": "alerts@contoso.com", "recipients": 1, "bytes": 11, "attempt": 0,
+            "reason": "ErrorSendAsDenied", "text": "may not send as",
+        }
+    ]  # fmt: skip
+
+
+def test_what_is_set_free_as_it_comes_is_not_logged_as_held(
+    backend: SqliteBackend, door: SqliteDoor
+) -> None:
+    put(door, backend.clock)
+    (lease,) = door.lease(ALERTS, limit=1)
+    door.settle(lease, denied(backend.clock))
+    other = backend.open()
+    backend.clock.advance(1801)
+    (probe,) = other.lease(ALERTS, limit=1)
+    other.settle(probe, SENT)  # of which the first door has not heard
+    with capture_logs() as lines:
+        message = put(door, backend.clock)
+    assert backend.states()[message][1] is State.READY
+    assert lines == []
