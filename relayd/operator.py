@@ -49,6 +49,7 @@ from relayd.queueview import (
     PAGE,
     Now,
     Outage,
+    Use,
     clock_words,
     gone_words,
     look,
@@ -83,6 +84,8 @@ WRONG_USAGE: Final = 2
 _MOST_AT_ONCE: Final = 500
 _EXPORT_PIECE: Final = 192 * 1024
 _STATUS_S: Final = 1.0
+_FRESH_S: Final = 5.0
+"""What the cache daemon said is good for so long to explain a row; status asks every 2 s."""
 _MOST_MAILBOXES: Final = 20
 _WISHES: Final[Mapping[str, moves.Wish]] = {
     "queue.retry": "retry",
@@ -159,6 +162,8 @@ class Operator:
         self._more = more or {}
         self._clock = clock
         self._patience_s = patience_s
+        self._heard: Mapping[str, Json] = {}  # of the cache daemon, last
+        self._heard_at = float("-inf")
         self._reader = _ThreadedReader(Reader(spool_path(config.spool.url), clock))
         self._replanner = Replanner(config, self._users)
 
@@ -229,9 +234,11 @@ class Operator:
     def _cached(self) -> Mapping[str, Json]:
         """Return what the cache daemon says of tokens and slots; {} while it is away."""
         try:
-            return self._cache.call("status", {}, timeout_s=_STATUS_S)
+            self._heard = self._cache.call("status", {}, timeout_s=_STATUS_S)
         except (CacheUnavailable, Refused):
-            return {}
+            self._heard = {}
+        self._heard_at = self._clock.monotonic()
+        return self._heard
 
     # ---- requests
 
@@ -303,13 +310,22 @@ class Operator:
 
     def _now(self, elsewhere: Json) -> Now:
         down = _outages(elsewhere)
+        resting: dict[MailboxRef, float] = {}
         for one in self._courier.upstreams():
             if one.state != "up":
                 down[one.name] = Outage(one.cause, one.text, one.retry_in_s)
+            for mailbox, rest_s in one.resting.items():
+                resting[MailboxRef(one.name, mailbox)] = rest_s
+        if self._clock.monotonic() > self._heard_at + _FRESH_S:
+            self._cached()
         return Now(
             holds=self._door.holds(),
             down=down,
             clock=self._courier.clock_trouble,
+            spool=self._door.ailing,
+            resting=resting,
+            quota=_quota(self._heard),
+            at=self._clock.utcnow(),
             upstreams=frozenset(self._replanner.upstreams),
         )
 
@@ -541,11 +557,24 @@ def _token_expiries(cached: Mapping[str, Json]) -> dict[str, int]:
     return out
 
 
+def _slots(cached: Mapping[str, Json]) -> list[dict[str, Json]]:
+    slots = cached.get("slots")
+    return [row for row in (slots if isinstance(slots, list) else []) if isinstance(row, dict)]
+
+
+def _quota(cached: Mapping[str, Json]) -> dict[MailboxRef, Use]:
+    """Return what mailboxes send now; whatever is no number counts as 0."""
+    out: dict[MailboxRef, Use] = {}
+    for row in _slots(cached):
+        figures = (row.get(key) for key in ("sent_last_minute", "per_minute", "held", "capacity"))
+        use = Use(*(figure if isinstance(figure, int) else 0 for figure in figures))
+        out[MailboxRef(str(row.get("upstream")), str(row.get("mailbox")))] = use
+    return out
+
+
 def _busiest(cached: Mapping[str, Json]) -> list[Json]:
     """Return the mailboxes nearest to what they may send, the fullest first; at most 20."""
-    slots = cached.get("slots")
-    rows = [row for row in (slots if isinstance(slots, list) else []) if isinstance(row, dict)]
-    return [*sorted(rows, key=_fullness, reverse=True)[:_MOST_MAILBOXES]]
+    return [*sorted(_slots(cached), key=_fullness, reverse=True)[:_MOST_MAILBOXES]]
 
 
 def _fullness(row: Mapping[str, Json]) -> tuple[float, float]:

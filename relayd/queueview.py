@@ -61,6 +61,17 @@ class Outage(NamedTuple):
     retry_in_s: float
 
 
+class Use(NamedTuple):
+    """What a mailbox sends. sent: in the last minute, of per_minute (0: not paced);
+    held: at once, of capacity.
+    """
+
+    sent: int
+    per_minute: int
+    held: int
+    capacity: int
+
+
 @frozen(kw_only=True)
 class Now:
     """What the relay knows beside the spool.
@@ -68,6 +79,10 @@ class Now:
     holds:      the Holds in force.
     down:       upstreams that are down, by name.
     clock:      why nothing is sent because of this host's clock; "" while it is right.
+    spool:      why the spool cannot be written, so that nothing is sent; "" while it can.
+    resting:    mailboxes that Microsoft wants left alone -> for how long, seconds.
+    quota:      what mailboxes send, as far as it is known.
+    at:         the time; None where it does not matter.
     upstreams:  those that are configured; None where that is not known.
     is_running: False when the command line reads the spool of a relay that is stopped.
     """
@@ -75,6 +90,10 @@ class Now:
     holds: tuple[Hold, ...] = ()
     down: Mapping[str, Outage] = field(default_factory=dict)
     clock: str = ""
+    spool: str = ""
+    resting: Mapping[MailboxRef, float] = field(default_factory=dict)
+    quota: Mapping[MailboxRef, Use] = field(default_factory=dict)
+    at: datetime | None = None
     upstreams: frozenset[str] | None = None
     is_running: bool = True
 
@@ -83,6 +102,12 @@ class Now:
         if self.upstreams is None:
             return one.held_by == moves.missing(one.upstream)
         return one.upstream not in self.upstreams
+
+    def is_due(self, one: Listed) -> bool:
+        """Tell whether a waiting delivery would go now, if nothing stood in its way."""
+        if one.state is not State.DEFERRED:
+            return one.state is State.READY
+        return self.at is not None and one.due_at is not None and one.due_at <= self.at
 
 
 AskNow: TypeAlias = Callable[[], Now]
@@ -273,8 +298,47 @@ def _reason(one: Listed, now: Now) -> str:
         return "relayd is not running"
     if now.clock:
         return "the clock is wrong"
+    if now.spool:
+        return "the spool cannot be written"
     outage = now.down.get(one.upstream)
-    return f"{one.upstream} is down{_label(outage.cause)}" if outage is not None else ""
+    if outage is not None:
+        return f"{one.upstream} is down{_label(outage.cause)}"
+    return _turn(one, now).short if now.is_due(one) else ""
+
+
+class _Turn(NamedTuple):
+    """Why a delivery's turn has not come: in a word or two, and as a sentence."""
+
+    short: str
+    why: str
+
+
+def _turn(one: Listed, now: Now) -> _Turn:
+    """Return what its mailbox waits for; without figures, all it may be."""
+    mailbox = one.mailbox
+    ref = MailboxRef(one.upstream, mailbox)
+    rest_s = now.resting.get(ref)
+    if rest_s is not None:
+        words = f"rests for {max(round(rest_s), 1)} s"
+        return _Turn(f"{mailbox} {words}", f"{mailbox} {words}, as Microsoft asked.")
+    use = now.quota.get(ref)
+    is_urgent = one.priority == PRIORITIES["high"]  # which waits for no pacing
+    if use is not None and 0 < use.per_minute <= use.sent and not is_urgent:
+        return _Turn(
+            f"{use.sent} of {use.per_minute} in the last minute (messages_per_minute)",
+            f"{mailbox} has sent {use.sent} in the last minute and may send {use.per_minute}"
+            " (`messages_per_minute`); it goes on within a minute.",
+        )
+    if use is not None and 0 < use.capacity <= use.held:
+        return _Turn(
+            f"{use.held} of {use.capacity} at once (concurrency)",
+            f"{mailbox} sends only so many at once (`concurrency`).",
+        )
+    return _Turn(
+        "",
+        f"{mailbox} sends only so many at once (`concurrency`)"
+        " and in a minute (`messages_per_minute`).",
+    )
 
 
 _UNSENT: Final = frozenset({State.READY, State.DEFERRED, State.HELD})
@@ -335,6 +399,8 @@ def _ready(one: Listed, last: Tried | None, now: Now) -> Plain:
         return Plain("It waits for relayd, which is not running.", "systemctl start relayd")
     if now.clock:
         return Plain(*clock_words(now.clock))
+    if now.spool:
+        return Plain(*spool_words(now.spool))
     outage = now.down.get(one.upstream)
     if outage is not None:
         return Plain(*outage_words(one.upstream, outage))
@@ -348,7 +414,7 @@ def _ready(one: Listed, last: Tried | None, now: Now) -> Plain:
     if _is_move(last):
         asked = f" It was moved at {stamp(last.finished_at)}: {last.text}."
     return Plain(
-        f"It waits for its turn: {one.mailbox} sends only so many at once (`concurrency`).{asked}",
+        f"It waits for its turn: {_turn(one, now).why}{asked}",
         "Nothing; if it stays so, see relayd status.",
     )
 
@@ -383,6 +449,15 @@ def clock_words(trouble: str) -> tuple[str, str]:
     return why, "Set it (timedatectl says how it stands); a minute after that all goes by itself."
 
 
+def spool_words(trouble: str) -> tuple[str, str]:
+    """Return what a spool that cannot be written means, and what to do; sentences."""
+    why = (
+        f"Nothing is sent: the spool cannot be written ({trouble}), and what became of mail"
+        " could not be recorded."
+    )
+    return why, "Mend the disk (relayd status says how it stands); then all goes by itself."
+
+
 def _label(code: str) -> str:
     """Return a code as `relayd explain` takes it, in brackets after a blank; "" for none."""
     return f" (AADSTS{code})" if code.isdecimal() else f" ({code})" if code else ""
@@ -414,7 +489,13 @@ def _deferred(one: Listed, last: Tried | None, now: Now) -> Plain:
     if now.clock:
         clock = clock_words(now.clock)
         return Plain(f"{why} {clock[0]}", clock[1])
-    why += f" Tried again at {stamp(one.due_at)}."
+    if now.spool:
+        spool = spool_words(now.spool)
+        return Plain(f"{why} {spool[0]}", spool[1])
+    if now.is_due(one):
+        why += f" Tried again when its turn comes: {_turn(one, now).why}"
+    else:
+        why += f" Tried again at {stamp(one.due_at)}."
     advice = _do(_code(one, last), last.http_status if last else 0)
     return Plain(why, advice or f"Nothing; to try at once: relayd queue retry {_id(one)}")
 

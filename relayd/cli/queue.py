@@ -25,6 +25,7 @@ from typing import Final
 from relayd.cli import daemon, terminal
 from relayd.cli import main as command_line
 from relayd.cli.actions import Action, add_actions
+from relayd.cli.answers import moment_of
 from relayd.cli.daemon import ask_each
 from relayd.master.frames import Frame, Json
 
@@ -282,7 +283,9 @@ def _cells(row: Frame) -> Sequence[str]:
         shown += f" and {len(to) - 1} more"
     last = str(row.get("reason") or row.get("held_by") or "")
     if state == "deferred":
-        tried = f"{_times(row.get('attempts'))}, again {row.get('due_at')}"
+        due = moment_of(row.get("due_at"))
+        again = "now" if due is not None and due <= datetime.now(UTC) else row.get("due_at")
+        tried = f"{_times(row.get('attempts'))}, again {again}"
         last = f"{tried}; {last}" if last else tried
     if row.get("maybe_sent") and state in _STATES[1:5]:
         last = f"{last}, maybe sent".removeprefix(", ")

@@ -242,6 +242,12 @@ class SqliteDoor:
             self._space.look_again()
             self._space.check(priority)
 
+    @property
+    def ailing(self) -> str:
+        """Why the spool cannot be read or written, as of the last batch; "" while it can."""
+        trouble = self._core.trouble
+        return "" if trouble is None else str(trouble)
+
     def trouble(self) -> str:
         """Return why mail cannot be kept now, "" when it can; tries a failed disk once more."""
         try:

@@ -28,7 +28,7 @@ from relayd.cli.answers import rows_of
 from relayd.config.model import Config, Device, Upstream, User
 from relayd.deliver.courier import Courier
 from relayd.deliver.roster import UpstreamStatus
-from relayd.errors import CacheUnavailable, SpoolUnavailable
+from relayd.errors import CacheUnavailable, SpoolFull, SpoolUnavailable
 from relayd.master import report
 from relayd.master.board import Board
 from relayd.master.channel import Channel, pair
@@ -185,6 +185,32 @@ def test_a_story_knows_which_upstream_is_down(room: Room) -> None:
     room.courier.rows = (status("contoso", "down", "dns-failed", "no such name"),)
     story = room.result({"command": "queue.show", "id": queue_id_text(message)})
     assert "Upstream contoso is down" in json.dumps(story)
+
+
+def test_a_list_says_what_a_mailbox_waits_for_and_asks_once_in_a_while(room: Room) -> None:
+    room.put()
+    figures = {"sent_last_minute": 30, "per_minute": 30, "held": 1, "capacity": 4}
+    room.cache.slots = [{"upstream": "contoso", "mailbox": ALERTS.mailbox, **figures}, "nonsense"]
+    assert listed(room) == ["30 of 30 in the last minute (messages_per_minute)"]
+    room.cache.slots = []
+    assert listed(room) == ["30 of 30 in the last minute (messages_per_minute)"]
+    room.clock.advance(6)
+    assert listed(room) == [""]
+    row = replace(status("contoso"), resting={ALERTS.mailbox: 9.0})
+    room.courier.rows = (row,)
+    assert listed(room) == ["alerts@contoso.com rests for 9 s"]
+
+
+def test_a_list_says_that_the_spool_cannot_be_written(room: Room) -> None:
+    room.put()
+    room.door._core.trouble = SpoolFull("the disk is full")
+    assert listed(room) == ["the spool cannot be written"]
+    room.door._core.trouble = None
+
+
+def listed(room: Room) -> list[Json]:
+    """Return the reasons of `queue list`."""
+    return [row["reason"] for row in rows_of(room.result({"command": "queue.list"})["messages"])]
 
 
 def test_content_is_exported_in_pieces_as_it_was_kept(room: Room) -> None:

@@ -31,6 +31,7 @@ from relayd.queueview import (
     Now,
     Outage,
     Plain,
+    Use,
     advice,
     explained,
     look,
@@ -228,8 +229,8 @@ def test_what_was_moved_says_so_and_each_try_names_its_own_mailbox(desk: Desk) -
     redirect(desk, message, SCANS)
     said = desk.says(message)
     assert said.why == (
-        "It waits for its turn: scans@contoso.com sends only so many at once (`concurrency`)."
-        " It was moved at 2026-11-20T10:01:00Z:"
+        "It waits for its turn: scans@contoso.com sends only so many at once (`concurrency`)"
+        " and in a minute (`messages_per_minute`). It was moved at 2026-11-20T10:01:00Z:"
         " contoso/alerts@contoso.com -> contoso/scans@contoso.com, by an operator."
     )
     (lease,) = desk.door.lease(SCANS, limit=1)
@@ -414,12 +415,66 @@ def test_an_outage_of_another_upstream_is_no_reason(desk: Desk) -> None:
     assert "waits for its turn" in desk.says(message, down).why
 
 
-def test_mail_that_waits_for_a_slot_names_its_mailbox(desk: Desk) -> None:
-    said = desk.says(desk.put())
-    assert said.why == (
-        "It waits for its turn: alerts@contoso.com sends only so many at once (`concurrency`)."
+ALONE = "It waits for its turn: alerts@contoso.com sends only so many at once (`concurrency`)"
+PACED = (
+    "It waits for its turn: alerts@contoso.com has sent 30 in the last minute and may send 30"
+    " (`messages_per_minute`); it goes on within a minute."
+)
+
+
+@pytest.mark.parametrize(
+    ("use", "why", "reason"),
+    [
+        (None, f"{ALONE} and in a minute (`messages_per_minute`).", ""),
+        (Use(29, 30, 1, 4), f"{ALONE} and in a minute (`messages_per_minute`).", ""),
+        (Use(30, 30, 1, 4), PACED, "30 of 30 in the last minute (messages_per_minute)"),
+        (Use(30, 30, 4, 4), PACED, "30 of 30 in the last minute (messages_per_minute)"),
+        (Use(30, 0, 4, 4), f"{ALONE}.", "4 of 4 at once (concurrency)"),
+    ],
+)
+def test_mail_that_waits_its_turn_names_the_setting_that_makes_it_wait(
+    desk: Desk, use: Use | None, why: str, reason: str
+) -> None:
+    """It named concurrency whatever it was, and who raised that mended nothing."""
+    now = Now(quota={ALERTS: use} if use else {})
+    assert desk.says(desk.put(), now) == Plain(why, "Nothing; if it stays so, see relayd status.")
+    assert reasons(desk, now) == [reason]
+    assert reasons(desk, Now(quota={SCANS: Use(30, 30, 4, 4)})) == [""]
+
+
+def test_urgent_mail_waits_for_no_pacing(desk: Desk) -> None:
+    put(desk.door, desk.clock, priority=0)
+    assert reasons(desk, Now(quota={ALERTS: Use(30, 30, 1, 4)})) == [""]
+    assert reasons(desk, Now(quota={ALERTS: Use(30, 30, 4, 4)})) == ["4 of 4 at once (concurrency)"]
+
+
+def test_mail_of_a_mailbox_that_rests_says_for_how_long(desk: Desk) -> None:
+    now = Now(resting={ALERTS: 12.4}, quota={ALERTS: Use(30, 30, 4, 4)})
+    assert desk.says(desk.put(), now).why == (
+        "It waits for its turn: alerts@contoso.com rests for 12 s, as Microsoft asked."
     )
-    assert said.do == "Nothing; if it stays so, see relayd status."
+    assert reasons(desk, now) == ["alerts@contoso.com rests for 12 s"]
+
+
+def test_deferred_mail_whose_time_has_come_says_what_it_waits_for(desk: Desk) -> None:
+    message = desk.answered(graph(429, "ApplicationThrottled", retry_after="7"))
+    use = {ALERTS: Use(30, 30, 4, 4)}
+    early = Now(quota=use, at=desk.clock.utcnow())
+    assert desk.says(message, early).why.endswith("Tried again at 2026-11-20T10:00:07Z.")
+    assert reasons(desk, early) == [""]
+    late = replace(early, at=desk.clock.utcnow() + timedelta(seconds=7))
+    assert "Tried again when its turn comes: alerts@contoso.com has" in desk.says(message, late).why
+    assert reasons(desk, late) == ["30 of 30 in the last minute (messages_per_minute)"]
+
+
+@pytest.mark.parametrize("is_tried", [False, True])
+def test_a_spool_that_cannot_be_written_is_why_nothing_goes(desk: Desk, *, is_tried: bool) -> None:
+    message = desk.answered(graph(429)) if is_tried else desk.put()
+    down = {"contoso": Outage("dns-failed", "no such name", 5)}
+    now = Now(spool="disk full", down=down)
+    assert "Nothing is sent: the spool cannot be written (disk full)" in desk.says(message, now).why
+    assert desk.says(message, now).do.startswith("Mend the disk")
+    assert reasons(desk, now) == ["the spool cannot be written"]
 
 
 def test_an_operators_retry_is_seen(desk: Desk) -> None:
