@@ -253,9 +253,31 @@ def told(story: Story, now: Now) -> dict[str, Json]:
         "has_content": story.has_content,
         "deliveries": [shown(one, now) | _words(one, story, now) for one in story.deliveries],
         "attempts": [
-            _attempt(one, way) for one, way in zip(story.journal, _ways(story), strict=True)
+            _attempt(one, way, counts=counts)
+            for one, way, counts in zip(story.journal, _ways(story), _counts(story), strict=True)
         ],
     }
+
+
+def _is_try(tried: Tried) -> bool:
+    """Tell whether a row of the journal is about sending: no wish, no move, not the end of time."""
+    return bool(tried.transport) or tried.outcome in ("sending", moves.AMBIGUOUS)
+
+
+def _counts(story: Story) -> list[bool]:
+    """Return of each row of the journal whether it is one of the tries that are counted.
+
+    Of those with the same number the last is: before, the upstream as a whole was at fault.
+    """
+    left = {one.delivery: one.attempts for one in story.deliveries}
+    out: list[bool] = []
+    for tried in reversed(story.journal):
+        is_last = tried.number <= left.get(tried.delivery, 0)
+        counts = _is_try(tried) and (is_last or tried.finished_at is None)
+        if counts and is_last:
+            left[tried.delivery] = tried.number - 1
+        out.append(counts)
+    return out[::-1]
 
 
 def _ways(story: Story) -> list[MailboxRef]:
@@ -269,12 +291,13 @@ def _ways(story: Story) -> list[MailboxRef]:
     return out[::-1]
 
 
-def _attempt(one: Tried, way: MailboxRef) -> dict[str, Json]:
+def _attempt(one: Tried, way: MailboxRef, *, counts: bool) -> dict[str, Json]:
     row: dict[str, Json] = dict(asdict(one))
     row["started_at"] = stamp(one.started_at)
     row["finished_at"] = stamp(one.finished_at)
     row.pop("delivery")
     row["upstream"], row["mailbox"] = way
+    row["counts"] = counts
     return row
 
 
@@ -386,7 +409,8 @@ def _plain(one: Listed, story: Story, mine: list[Tried], now: Now) -> Plain:
             at = f" at {stamp(last.finished_at)}" if _is_asked(last) else " while it was being sent"
             return Plain(f"Deleted by an operator{at}.", "")
         case State.FAILED:
-            return _failed(one, story, tried, is_gone=is_gone)
+            before = next((each for each in over if _is_try(each)), None)
+            return _failed(one, story, tried, before, is_gone=is_gone)
 
 
 def _words(one: Listed, story: Story, now: Now) -> dict[str, Json]:
@@ -419,6 +443,8 @@ def _ready(one: Listed, last: Tried | None, now: Now) -> Plain:
     )
 
 
+_EXPIRED: Final = "expired"
+"""The code of what was given up because its time was over: what stood in the way says more."""
 _TROUBLES: Final = frozenset({"deferred", "misconfigured", "ambiguous"})
 _BY_OPERATOR: Final = "by an operator"
 """What the journal says of a wish (spool.wishes)."""
@@ -593,9 +619,18 @@ def _sent(one: Listed, last: Tried | None) -> Plain:
     return Plain(f"Microsoft took it over{at} and delivers it; relayd is done.", "")
 
 
-def _failed(one: Listed, story: Story, last: Tried | None, *, is_gone: bool) -> Plain:
+def _failed(
+    one: Listed, story: Story, last: Tried | None, tried: Tried | None, *, is_gone: bool
+) -> Plain:
     said = _last_words(one, last)
-    do = [_do(_code(one, last), last.http_status if last else 0)]
+    code, status = _code(one, last), last.http_status if last else 0
+    if code == _EXPIRED:
+        if tried is not None and tried is not last:
+            said += f" The last try{_label(tried.code)}: {_last_words(one, tried)}"
+        code, status = (tried.code, tried.http_status) if tried is not None else ("", 0)
+    advice_ = _do(code, status)
+    # What only took its time is over now, and the last try may be the one that found that.
+    do = ["" if code == _EXPIRED or advice_.startswith("Nothing") else advice_]
     retry = f"relayd queue retry {_id(one)}"
     do.append(
         f"To send it after all: {f'{_elsewhere(one)}, then {retry}' if is_gone else retry}"

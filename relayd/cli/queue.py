@@ -364,7 +364,7 @@ def trace(options: argparse.Namespace) -> int:
     cells = [
         (
             str(row.get("started_at") or row.get("finished_at")),
-            str(row.get("number")),
+            str(row.get("number")) if row.get("counts", True) else "",
             str(row.get("outcome")),
             str(row.get("http_status") or ""),
             str(row.get("code") or ""),

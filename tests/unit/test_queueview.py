@@ -553,14 +553,62 @@ def test_mail_deleted_while_it_was_being_sent_says_so(desk: Desk) -> None:
     assert desk.says(message) == Plain("Deleted by an operator while it was being sent.", "")
 
 
-def test_expired_mail_says_so(desk: Desk) -> None:
-    message = desk.answered(graph(429))
+def test_expired_mail_says_what_stood_in_the_way_and_each_thing_once(desk: Desk) -> None:
+    """It sent the reader to where the words stood, and named the retry twice."""
+    message = desk.answered(graph(429, "ApplicationThrottled", "Slow down."))
     desk.clock.advance(6 * 86_400)
     desk.door.sweep()
     desk.door.sweep()
     said = desk.says(message)
-    assert said.why == "Given up: Not delivered within its time."
-    assert "relayd queue retry" in said.do
+    assert said.why == (
+        "Given up: Not delivered within its time. The last try (ApplicationThrottled):"
+        " Too many requests at once for the mailbox, or too many octets. (Slow down.)"
+    )
+    assert said.do == f"To send it after all: relayd queue retry {queue_id_text(message)}"
+
+
+def test_expired_mail_says_what_to_do_about_what_stood_in_the_way(desk: Desk) -> None:
+    message = desk.answered(graph(403, "ErrorSendAsDenied", "May not send as."))
+    desk.clock.advance(6 * 86_400)
+    desk.door.sweep()
+    said = desk.says(message)
+    assert "The last try (ErrorSendAsDenied): The mailbox may not send as" in said.why
+    assert "Send As" in said.do
+    assert said.do.count("relayd queue retry") == 1
+
+
+@pytest.mark.parametrize("is_tried", [False, True])
+def test_expired_mail_says_no_more_than_is_known(desk: Desk, *, is_tried: bool) -> None:
+    message = desk.put()
+    desk.clock.advance(6 * 86_400)
+    if is_tried:  # the last try itself found that its time was over
+        desk.try_again(graph(429, "ApplicationThrottled", "Slow down."))
+    else:
+        desk.door.sweep()
+    said = desk.says(message)
+    assert said.why.count("The last try") == is_tried
+    assert said.do == f"To send it after all: relayd queue retry {queue_id_text(message)}"
+
+
+def test_only_what_counts_as_a_try_is_told_as_one(desk: Desk) -> None:
+    """Two rows had the same number, and what an operator did had one too."""
+    message = desk.answered(graph(429))
+    desk.door.retry([message])
+    desk.try_again(token_failure(WRONG_SECRET))
+    desk.try_again(graph(504))
+    desk.door.hold([message])
+    redirect(desk, message, SCANS)
+    desk.door.release([message])
+    desk.door.lease(SCANS, limit=1)
+    rows = told(desk.story(message), RUNNING)["attempts"]
+    assert isinstance(rows, list)
+    assert [(row["outcome"], row["number"]) for row in rows if row["counts"]] == [
+        ("deferred", 1),
+        ("ambiguous", 2),
+        ("sending", 3),
+    ]
+    assert len(rows) == 8
+    assert desk.story(message).deliveries[0].attempts == 2
 
 
 # ---- requests and answers
@@ -635,7 +683,7 @@ def test_a_story_has_stable_keys(desk: Desk) -> None:
     assert list(story["deliveries"][0])[-2:] == ["why", "do"]
     assert list(story["attempts"][0]) == [
         "number", "holder", "transport", "started_at", "finished_at", "outcome", "http_status",
-        "code", "request_id", "text", "upstream", "mailbox",
+        "code", "request_id", "text", "upstream", "mailbox", "counts",
     ]  # fmt: skip
 
 

@@ -213,6 +213,21 @@ def test_a_trace_of_two_ways_tells_them_apart(
     assert "contoso, alerts@contoso.com" in capsys.readouterr().out
 
 
+def test_a_trace_numbers_only_what_counts_as_a_try(
+    control: ControlSocket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row: dict[str, Json] = {"number": 7, "outcome": "held", "text": "by an operator"}
+    rows: list[Json] = [{**row, "counts": False}, {**row, "counts": True}, row]
+    control.answers["queue.show"] = pages({**STORY, "attempts": rows})
+    assert run(control, "trace", ID) == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[-5:-3] for line in lines] == [
+        ["None", "held"],
+        ["7", "held"],
+        ["7", "held"],
+    ]
+
+
 def test_a_trace_before_the_first_try(
     control: ControlSocket, capsys: pytest.CaptureFixture[str]
 ) -> None:
