@@ -229,6 +229,30 @@ def failed_row(upstream: Upstream, why: TokenUnavailable) -> dict[str, Json]:
     }
 
 
+_OF_ONE_FROM: Final = frozenset({"ErrorSendAsDenied", "ErrorMessageBlocked"})
+"""Causes of holds that say nothing of the mailbox's other mail."""
+_MOST_BLOCKED: Final = 100
+
+
+def blocked(config: Config, holds: Sequence[Hold]) -> dict[str, Json]:
+    """Return the upstreams through which nothing leaves, each with the cause of a hold.
+
+    Those of which Microsoft refuses every mailbox that the configuration names, whoever mail is
+    from; at most 100.
+    """
+    refused_of: dict[tuple[str, str], str] = {}
+    for hold in holds:
+        if hold.cause not in _OF_ONE_FROM:
+            refused_of[hold.mailbox.upstream, hold.mailbox.mailbox.lower()] = hold.cause
+    found: dict[str, Json] = {}
+    for one in config.upstream:
+        boxes = probe.mailboxes(config, one)
+        causes = [refused_of.get((one.name, box.lower()), "") for box in boxes]
+        if causes and all(causes) and len(found) < _MOST_BLOCKED:
+            found[one.name] = causes[0]
+    return found
+
+
 def stamp(moment: datetime) -> str:
     """Return a moment as JSON shows it: RFC 3339, whole seconds."""
     return moment.replace(microsecond=0, tzinfo=None).isoformat() + "Z"

@@ -59,7 +59,7 @@ from relayd.serve.desk import House
 from relayd.serve.listener import Listener, Sessions, base36, converse
 from relayd.spool import former
 from relayd.spool.door import SqliteDoor, open_spool, spool_path
-from relayd.wayout import WayOut
+from relayd.wayout import WayOut, blocked
 
 log = structlog.get_logger()
 
@@ -282,6 +282,7 @@ class Worker:
         trouble = self._door.trouble()
         try:
             figures = self._operator.figures()
+            figures["blocked"] = blocked(self._config, self._door.holds())
         except RelaydError as error:
             # What was counted is told all the same: with the spool away it matters most.
             log.debug("status.unavailable", text=str(error))

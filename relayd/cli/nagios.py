@@ -202,21 +202,28 @@ def _of_queue(answer: Frame, limits: Limits) -> Iterator[News]:
         if not answer.get("unavailable"):  # or it is known why
             yield News(Level.WARNING, "the queue is not known yet")
         return
+    upstreams = {name: mapping_of(row) for name, row in mapping_of(answer.get("upstreams")).items()}
     held = number_of(mapping_of(answer.get("queue")).get("held"))
-    if held:
-        causes = {
-            text_of(cause)
-            for row in mapping_of(answer.get("upstreams")).values()
-            for cause in mapping_of(mapping_of(row).get("held"))
-        }
+    for name, cause in sorted(mapping_of(answer.get("blocked")).items()):
+        # Held, and nothing that comes goes another way.
+        count = number_of(mapping_of(upstreams.pop(name, None)).get("held_messages"))
+        if count:
+            words = f"nothing leaves through upstream {name}, its mailbox is refused: {cause}"
+            yield News(Level.CRITICAL, f"{words}, {_messages(count)} held")
+            held -= count
+    if held > 0:
+        causes = {text_of(one) for row in upstreams.values() for one in mapping_of(row.get("held"))}
         why = f" ({', '.join(sorted(causes))})" if causes else ""
-        plural = "" if held == 1 else "s"
-        yield News(Level.WARNING, f"{held:g} message{plural} held{why}")
+        yield News(Level.WARNING, f"{_messages(held)} held{why}")
     oldest_s = number_of(answer.get("oldest_s"))
     words = f"oldest message waits for {terminal.duration(oldest_s)}"
     yield from _of_size(words, oldest_s, limits.age_s)
     waiting = _waiting(answer)
     yield from _of_size(f"{waiting} messages wait", waiting, limits.queue)
+
+
+def _messages(count: float) -> str:
+    return f"{count:g} message{'' if count == 1 else 's'}"
 
 
 def _of_size(words: str, value: float, limits: tuple[float, float]) -> Iterator[News]:

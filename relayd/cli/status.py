@@ -275,12 +275,23 @@ def _upstream_lines(answer: Frame, now: datetime) -> list[str]:
         return [terminal.paint(_NEXT_STEP, "yellow")]
     if not isinstance(upstreams, Mapping) or not upstreams:
         return ["upstreams  not known yet"]
-    rows = [_upstream_cells(name, row, now) for name, row in sorted(upstreams.items())]
+    blocked = mapping_of(answer.get("blocked"))
+    rows = [
+        _upstream_cells(name, _as_blocked(row, blocked.get(name)), now)
+        for name, row in sorted(upstreams.items())
+    ]
     heads = ("UPSTREAM", "STATE", "TOKEN", "CREDENTIAL", "HELD")
     lines = terminal.table(rows, heads).splitlines()
     for _, row in sorted(upstreams.items()):
         lines += _why_and_do(mapping_of(row))
     return lines
+
+
+def _as_blocked(row: Json, cause: Json) -> Json:
+    """Return an upstream's row; one that is up, with no mailbox that may send, says so."""
+    if not cause or not isinstance(row, Mapping) or row.get("state") != "up":
+        return row
+    return {**row, "state": "NOTHING LEAVES", "cause": cause}
 
 
 def _upstream_cells(name: str, row: Json, now: datetime) -> Sequence[str]:

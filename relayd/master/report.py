@@ -95,6 +95,7 @@ def status(
         "queue": _latest(workers, "queue"),
         "oldest_s": _latest(workers, "oldest_s"),
         "upstreams": _upstreams(workers),
+        "blocked": _latest(workers, "blocked") or {},
         "quota": _latest(workers, "quota") or [],
         "clock": _clock(workers),
         "certificates": _certificates(workers),

@@ -154,6 +154,11 @@ def test_mail_held_for_a_wrong_mailbox_goes_once_the_configuration_names_the_rig
     wait_until(lambda: len(relay.queue("held")) == 3, told=relay.log)
     queue_id = relay.queue("held")[0]["id"]
     assert "ErrorInvalidUser" in relay.cli("queue", "show", queue_id).stdout
+    wait_until(lambda: relay.status()["blocked"] == {"lab": "ErrorInvalidUser"})
+    wait_until(lambda: relay.status()["upstreams"]["lab"]["held_messages"] == 3)
+    nagios = relay.cli("status", "--nagios", check=False)
+    assert nagios.returncode == 2, nagios.stdout
+    assert "nothing leaves through upstream lab" in nagios.stdout
 
     relay.upstream = right
     relay.configure()

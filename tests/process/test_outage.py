@@ -395,6 +395,9 @@ def test_a_mailbox_that_is_not_there_holds_its_own_mail_only(
         wait_until_only(relay, lost)
         shown = relay.cli("queue", "show", lost[0]).stdout
         assert "ErrorInvalidUser" in shown
+        wait_until(lambda: relay.status()["queue"].get("held") == 3)
+        nagios = relay.cli("status", "--nagios", check=False)
+        assert (nagios.returncode, relay.status()["blocked"]) == (1, {}), nagios.stdout
         assert "ghost@contoso.com" in shown
         sandbox.client.mailbox("ghost@contoso.com", exists=True)
         relay.cli("queue", "retry", "--state", "held", "--yes")

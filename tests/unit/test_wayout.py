@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import cast
@@ -18,7 +19,7 @@ from relayd.identity.tokens import Token, TokenClient
 from relayd.master.frames import Frame
 from relayd.spool.model import MailboxRef
 from relayd.spool.store import Hold
-from relayd.wayout import WayOut, failed_row, meant, stamp, token_row
+from relayd.wayout import WayOut, blocked, failed_row, meant, stamp, token_row
 from tests.fake_entra import TENANT_ID, jwt
 from tests.sandbox_process import start_sandbox
 
@@ -155,6 +156,40 @@ def test_dropping_without_the_cache_daemon_fails_in_words(room: Room, failure: E
     room.tokens.failure = failure
     (only,) = room.results("token.drop", upstream="contoso")
     assert (only["state"], only["cause"]) == ("failed", "cache-unavailable")
+
+
+# ---- nothing leaves
+
+
+def refusal(mailbox: str, cause: str = "ErrorInvalidUser", name: str = "contoso") -> Hold:
+    moment = FakeClock().utcnow()
+    return Hold(MailboxRef(name, mailbox), mailbox, cause, "", moment, moment)
+
+
+@pytest.mark.parametrize(
+    ("holds", "found"),
+    [
+        ([refusal(BOX.upper())], {"contoso": "ErrorInvalidUser"}),
+        ([refusal(BOX), refusal(BOX, name="fabrikam")], {"contoso": "ErrorInvalidUser"}),
+        ([refusal("former@contoso.com")], {}),
+        ([refusal(BOX, "ErrorSendAsDenied")], {}),
+        ([refusal("a@fabrikam.com", name="fabrikam")], {}),
+        ([refusal(f"{box}@fabrikam.com", name="fabrikam") for box in "ab"],
+         {"fabrikam": "ErrorInvalidUser"}),
+        ([], {}),
+    ],
+)  # fmt: skip
+def test_an_upstream_all_of_whose_mailboxes_are_refused_is_blocked(
+    holds: list[Hold], found: Frame
+) -> None:
+    senders = ("a@fabrikam.com", "B@fabrikam.com", "*@fabrikam.com")
+    many = replace(upstream("fabrikam"), mailbox="sender", allowed_senders=senders)
+    assert blocked(Config(upstream=(upstream("contoso"), many)), holds) == found
+
+
+def test_an_upstream_whose_mailboxes_nobody_knows_is_not_said_to_be_blocked() -> None:
+    unknown = replace(upstream("contoso"), mailbox="sender", allowed_senders=("*@contoso.com",))
+    assert blocked(Config(upstream=(unknown,)), [refusal(BOX)]) == {}
 
 
 # ---- holds and silence

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -131,6 +132,43 @@ def test_held_mail_names_its_causes() -> None:
         "upstreams": {"a": {"state": "up", "held": {"ErrorSendAsDenied": 1}}, "b": {"held": {}}},
     }
     assert "2 messages held (ErrorSendAsDenied)" in verdict({**WELL, **changes}, LIMITS, NOW)[1]
+
+
+BLOCKED: Final = (
+    "nothing leaves through upstream a, its mailbox is refused: ErrorInvalidUser, 3 messages held"
+)
+
+
+@pytest.mark.parametrize(
+    ("held", "blocked", "level", "words"),
+    [
+        (3, {"a": "ErrorInvalidUser"}, Level.CRITICAL, BLOCKED),
+        (
+            5,
+            {"a": "ErrorInvalidUser"},
+            Level.CRITICAL,
+            f"{BLOCKED}; 2 messages held (ErrorSendAsDenied)",
+        ),
+        (5, {}, Level.WARNING, "5 messages held (ErrorInvalidUser, ErrorSendAsDenied)"),
+    ],
+)
+def test_an_outage_by_a_hold_is_critical_and_other_held_mail_is_not(
+    held: int, blocked: Frame, level: Level, words: str
+) -> None:
+    changes: Frame = {
+        "queue": {"held": held},
+        "blocked": blocked,
+        "upstreams": {
+            "a": {"state": "up", "held": {"ErrorInvalidUser": 1}, "held_messages": 3},
+            "b": {"state": "up", "held": {"ErrorSendAsDenied": 1}, "held_messages": held - 3},
+        },
+    }
+    assert verdict({**WELL, **changes}, LIMITS, NOW)[:2] == (level, words)
+
+
+def test_a_mailbox_that_was_refused_and_has_no_mail_is_no_outage() -> None:
+    changes: Frame = {"blocked": {"contoso": "ErrorAccessDenied"}}
+    assert verdict({**WELL, **changes}, LIMITS, NOW)[0] is Level.OK
 
 
 def test_the_worst_news_comes_first() -> None:

@@ -147,6 +147,14 @@ def test_a_wrong_clock_and_a_full_disk_stand_above_all_else() -> None:
     assert "SPOOL" not in well
 
 
+def test_an_upstream_whose_mailbox_is_refused_is_not_shown_as_up() -> None:
+    row: Frame = {"state": "up", "held": {"ErrorInvalidUser": 1}, "held_messages": 2}
+    changes: dict[str, Json] = {"upstreams": {"a": row, "b": row}, "blocked": {"a": "X"}}
+    text = lines(**changes)
+    assert "a         NOTHING LEAVES: X" in text
+    assert "b         up " in text
+
+
 def test_that_nobody_serves_stands_above_all_else_with_the_reason_and_the_log() -> None:
     head = lines(unavailable="worker 1: no\x1b[2J").partition("PROCESS")[0]
     assert "NO WORKER SERVES, NO MAIL IS TAKEN\n  why worker 1: no\\x1b[2J\n  do  Mend" in head
