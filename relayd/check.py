@@ -36,7 +36,7 @@ from relayd.config.read import Problem, Tree
 from relayd.config.resolve import spool_path
 from relayd.errors import ConfigError
 from relayd.master import files, upgrade
-from relayd.spool import fit
+from relayd.spool import fit, former
 from relayd.values import frozen
 
 ROOMS: Final = ("relayd.net.tls", "relayd.access.plan", "relayd.spool.fit")
@@ -141,6 +141,9 @@ def check(path: str, host: Host = THIS_HOST, *, is_relay: bool = False) -> Check
     problems = [tree.word(each) for each in _host_problems(config, host)]
     problems += [tree.word(each) for each in _ca_problems(config, path, user, host)]
     warnings = [tree.word(each) for each in _host_warnings(config, host)]
+    if not is_relay:  # a worker tells it
+        left = former.would_leave(config.server.state_dir, spool_path(config.spool.url))
+        warnings += [f"[spool] url: {left}"] if left else []
     if is_relay or not is_installed(path):  # the unit has limits of its own
         warnings += [tree.word(each) for each in _file_warnings(config, host)]
     for name in ROOMS:

@@ -20,6 +20,7 @@ lean.patch()
 
 import math
 import os
+import shlex
 import signal
 import sys
 from contextlib import suppress
@@ -126,8 +127,7 @@ class Worker:
         gevent.spawn(tokens.warm, config.upstream)
         self._beating = gevent.spawn(self._beat)
         self._door = self._open_spool()
-        if context.number == 1:
-            _tell_of_former_spool(config)
+        self._left_behind = _left_behind(config) if context.number == 1 else ""
         self._courier = Courier(self._door, slots, ways(config, tokens), config.spool)
         users = Users(config)
         self._verifier = Verifier(users)
@@ -293,8 +293,10 @@ class Worker:
                 self._channel.send({"event": "counters", "counters": part})
             own: dict[str, Json] = {
                 "connections": len(self._sessions),
-                "spool": {"ok": not trouble, "text": trouble},
+                "spool": spool_told(self._config, trouble),
             }
+            if self._left_behind:
+                own["left_behind"] = self._left_behind
             for packet in status_packets(own | figures):
                 self._channel.send(packet)
         except Garbage as error:
@@ -373,10 +375,25 @@ def _open_spool(context: ChildContext, config: Config) -> SqliteDoor:
     )
 
 
-def _tell_of_former_spool(config: Config) -> None:
+def _left_behind(config: Config) -> str:
+    """Return, and log, what waits in a former spool; "" for nothing."""
     words = former.left_behind(config.server.state_dir, spool_path(config.spool.url))
     if words:
         log.error("spool.left_behind", text=words)
+    return words
+
+
+def spool_told(config: Config, trouble: str) -> dict[str, Json]:
+    """Return what `status` says of the spool. trouble: "" while mail can be kept."""
+    path = spool_path(config.spool.url)
+    told: dict[str, Json] = {"ok": not trouble, "text": trouble, "path": path}
+    if trouble:
+        folder = shlex.quote(os.path.dirname(path))
+        told["do"] = (
+            f"Look at its disk: df -h {folder}; df -i {folder}. No mail is taken where less than"
+            " [limits] min_free_disk is free. Once it can be written, mail is taken by itself."
+        )
+    return told
 
 
 def ways(config: Config, tokens: TokenClient) -> list[Way]:

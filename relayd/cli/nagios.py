@@ -174,6 +174,8 @@ def _of_spool_and_clock(answer: Frame) -> Iterator[News]:
     spool = mapping_of(answer.get("spool"))
     if spool.get("ok") is False:
         yield News(Level.CRITICAL, f"the spool cannot take mail: {text_of(spool.get('text'))}")
+    if answer.get("left_behind"):
+        yield News(Level.WARNING, text_of(answer["left_behind"]).partition(". ")[0])
 
 
 def _of_upstreams(answer: Frame, limits: Limits, now: datetime) -> Iterator[News]:

@@ -120,7 +120,8 @@ def status_lines(answer: Frame, *, now: datetime | None = None) -> list[str]:
     lines += ["", *_listener_lines(answer, now)]
     lines += ["", *_queue_lines(answer)]
     lines += ["", *_upstream_lines(answer, now)]
-    warnings = list_of(answer.get("warnings"))
+    left_behind = [answer.get("left_behind")] if answer.get("left_behind") else []
+    warnings = [*left_behind, *list_of(answer.get("warnings"))]
     if warnings:
         lines += ["", "warnings"]
         lines += [f"  {_trouble(one)}" for one in warnings[:_MOST_SHOWN]]
@@ -158,9 +159,10 @@ def _alarms(answer: Frame) -> list[str]:
     if clock.get("right") is False:
         lines += [terminal.paint("THE CLOCK IS WRONG", "red"), *_why_and_do(clock)]
     if spool.get("ok") is False:
+        where = f" ({spool['path']})" if spool.get("path") else ""
         lines += [
             terminal.paint("THE SPOOL CANNOT TAKE MAIL", "red"),
-            f"  why {terminal.safe(text_of(spool.get('text')))}",
+            *_why_and_do({"why": f"{text_of(spool.get('text'))}{where}", "do": spool.get("do")}),
         ]
     return lines
 

@@ -103,7 +103,8 @@ def test_rbac(names: Names) -> str:
 def widen(names: Names) -> tuple[str, ...]:
     """Return how to let one more mailbox into a scope that is there already."""
     return (
-        "# A scope that is there already is widened, not made anew:",
+        "# A scope that is there already (New-ManagementScope fails) is changed, not made anew;",
+        "# keep what its filter says of other mailboxes:",
         "Get-ManagementScope relayd-scope | Format-List RecipientFilter",
         (
             "Set-ManagementScope -Identity relayd-scope"
@@ -155,6 +156,7 @@ def narrow(names: Names) -> tuple[str, ...]:
     """Return how to go from a consent for every mailbox to a scope of some."""
     return (
         *rbac(names),
+        *widen(names),
         "# Then take the consent back, or the scope is without meaning (rights add up):",
         *remove(names, (NEEDED,)),
     )

@@ -100,6 +100,7 @@ def status(
         "clock": _clock(workers),
         "certificates": _certificates(workers),
         "spool": _spool(workers, now),
+        "left_behind": _latest(workers, "left_behind"),
         "admin": _admin(household),
         "errors": [],
         **own,

@@ -32,14 +32,24 @@ def left_behind(state_dir: str, path: str) -> str:
     the state cannot be kept, nothing is known and nothing is told.
     """
     mark = os.path.join(state_dir, _MARK)
-    former = _remembered(mark)
-    if former == path:
+    if _remembered(mark) == path:
         return ""
-    words = _words(former, path) if former and not _is_same(former, path) else ""
+    words = would_leave(state_dir, path)
     if not words:
         with contextlib.suppress(OSError):
             whole.replace(mark, os.fsencode(path) + b"\n", mode=0o600)
     return words
+
+
+def would_leave(state_dir: str, path: str) -> str:
+    """Return the same, and keep nothing: for a look before the start.
+
+    path: the database that would be used. Raises nothing.
+    """
+    former = _remembered(os.path.join(state_dir, _MARK))
+    if not former or former == path or _is_same(former, path):
+        return ""
+    return _words(former, path)
 
 
 def _is_same(former: str, path: str) -> bool:
@@ -58,8 +68,7 @@ def _words(former: str, path: str) -> str:
     what = f"{waiting} messages wait" if waiting else "messages may wait"
     return (
         f"{what} in {former}, and [spool] url is {path} now: nobody sends them. Set the url back"
-        " until that queue is empty, or stop the relay and move the old folder to the new place;"
-        f" if they are not wanted, remove {former}"
+        f" until that queue is empty; if they are not wanted, remove {former}. Then relayd reload"
     )
 
 

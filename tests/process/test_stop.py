@@ -179,11 +179,14 @@ def test_mail_left_in_a_spool_that_the_next_start_does_not_use_is_told(
         relay.path.write_text(before.replace("/spool/spool.db", "/other/spool.db"))
         sandbox.client.knobs(graph_latency_s=0)
         relay.start()
-        wait_until(lambda: relay.lines("spool.left_behind"), seconds=10, told=relay.log)
+        wait_until(lambda: relay.lines("spool.left_behind"), told=relay.log)
         (line,) = relay.lines("spool.left_behind")
         assert "level=error" in line
         assert f"{relay.folder}/spool/spool.db" in line
-        assert any("spool.left_behind" in str(one) for one in relay.status()["errors"])
+        wait_until(lambda: "spool.left_behind" in str(relay.status()["errors"]))
+        wait_until(lambda: "nobody sends them" in str(relay.status()["left_behind"]))
+        assert "nobody sends them" in relay.cli("check").stdout
+        assert "nobody sends them" in relay.cli("status").stdout
         assert relay.stop() == 0
 
         relay.path.write_text(before)

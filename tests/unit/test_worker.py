@@ -200,3 +200,21 @@ print(os.sched_getscheduler(0))
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
     )
     assert int(done.stdout) == getattr(os, after)
+
+
+def test_a_spool_that_cannot_take_mail_is_told_with_its_place_and_what_to_look_at() -> None:
+    script = """
+import json
+from relayd import worker
+from relayd.config.model import Config, Spool
+config = Config(spool=Spool(url="sqlite:////srv/my spool/spool.db"))
+print(json.dumps([worker.spool_told(config, text) for text in ("", "No space left on device")]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    well, told = json.loads(done.stdout)
+    assert well == {"ok": True, "text": "", "path": "/srv/my spool/spool.db"}
+    assert (told["ok"], told["text"]) == (False, "No space left on device")
+    assert "df -h '/srv/my spool'; df -i '/srv/my spool'. " in told["do"]
+    assert "min_free_disk" in told["do"]

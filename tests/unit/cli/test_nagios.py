@@ -110,6 +110,8 @@ DOWN: Frame = {"state": "down", "down_s": 299, "cause": "7000215"}
             "no worker serves, no mail is taken: worker 1: why",
         ),
         ({"state": "starting", "unavailable": None}, Level.WARNING, "relayd is starting"),
+        ({"left_behind": "3 messages wait in X: nobody. Set it"}, Level.WARNING, "3 messages wait"),
+        ({"left_behind": None}, Level.OK, ""),
         ({"state": "reload: checking"}, Level.OK, ""),
         ({"reload": {"result": "refused"}}, Level.WARNING, "the last reload was refused"),
         ({"reload": {"result": "done"}}, Level.OK, ""),

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from relayd.cli import offline
+from relayd.cli import daemon, offline
+from relayd.cli.answers import rows_of
+from relayd.master.frames import Frame
 from relayd.spool.model import QueueId, queue_id_text
 from relayd.spool.queries import Counts, Reader
 from tests.control_socket import relayd
@@ -92,7 +94,7 @@ def test_a_story_says_that_nothing_runs(
     assert stopped.relayd("queue", "show", queue_id_text(stopped.ready)) == 0
     out = capsys.readouterr().out
     assert "It waits for relayd, which is not running." in out
-    assert "systemctl start relayd" in out
+    assert f"relayd --config {stopped.config} run" in out
 
 
 def test_a_trace_is_there_too(stopped: Stopped, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,6 +198,16 @@ def test_a_spool_that_is_no_database_is_said_in_words(
     (stopped.folder / "spool.db").write_bytes(b"x" * 9000)
     assert stopped.relayd("queue", "list") == 69
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_the_command_that_starts_it_is_that_of_this_configuration(
+    stopped: Stopped, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request: Frame = {"command": "queue.show", "id": queue_id_text(stopped.ready)}
+    (told,) = offline.answers(str(stopped.config), request)
+    (one,) = rows_of(told["deliveries"])
+    assert one["do"] == f"relayd --config {stopped.config} run"
+    assert daemon.start_command(str(stopped.config)) == one["do"]
 
 
 def test_a_spool_of_somebody_else_needs_root(

@@ -137,11 +137,11 @@ def test_workers_that_are_well_share_a_line_and_the_others_have_their_own() -> N
 def test_a_wrong_clock_and_a_full_disk_stand_above_all_else() -> None:
     text = lines(
         clock={"right": False, "why": "Nothing is sent.", "do": "Set it.\x1b[2J"},
-        spool={"ok": False, "text": "disk full"},
+        spool={"ok": False, "text": "disk full", "path": "/s/spool.db", "do": "df -h /s"},
     )
     head = text.partition("PROCESS")[0]
     assert "THE CLOCK IS WRONG\n  why Nothing is sent.\n  do  Set it.\\x1b[2J" in head
-    assert "THE SPOOL CANNOT TAKE MAIL\n  why disk full" in head
+    assert "THE SPOOL CANNOT TAKE MAIL\n  why disk full (/s/spool.db)\n  do  df -h /s" in head
     well = lines(clock={"right": True}, spool={"ok": True})
     assert "CLOCK" not in well
     assert "SPOOL" not in well
@@ -203,6 +203,11 @@ def test_an_error_has_its_cause_how_often_and_what_to_do() -> None:
         "  2026-11-20 10:00:00  upstream.down contoso: wrong secret (7000215) 12 times\n"
         "    do  make a new one"
     ) in lines(errors=[row])
+
+
+def test_mail_in_a_former_spool_is_the_first_of_the_warnings() -> None:
+    text = lines(left_behind="3 messages wait in /old", warnings=["w"])
+    assert "warnings\n  3 messages wait in /old\n  w" in text
 
 
 def test_many_warnings_do_not_fill_the_screen() -> None:

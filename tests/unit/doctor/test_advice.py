@@ -84,3 +84,11 @@ def test_the_document_has_every_command() -> None:
         for line in give(example):
             if not line.startswith("#"):
                 assert line in DOCUMENT, line
+
+
+def test_wherever_a_scope_is_made_it_is_said_how_one_that_is_there_is_changed() -> None:
+    lines = advice.narrow(advice.Names(app_id=APP, mailbox="alerts@contoso.com"))
+    made = next(n for n, line in enumerate(lines) if line.startswith("New-ManagementScope"))
+    changed = next(n for n, line in enumerate(lines) if line.startswith("Set-ManagementScope"))
+    assert made < changed
+    assert "alerts@contoso.com" in lines[changed]

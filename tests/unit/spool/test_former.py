@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from relayd.spool.former import left_behind
+from relayd.spool.former import left_behind, would_leave
 from relayd.spool.leasing import TakeLeases
 from relayd.spool.settling import Settle
 from tests.spooling import ALERTS, SENT, Bench
@@ -67,6 +67,22 @@ def test_mail_that_waits_in_the_former_spool_is_told_until_it_is_gone(
     Path(old).unlink()
     assert left_behind(str(state), NOW) == ""
     assert (state / "spool").read_text() == NOW + "\n"
+
+
+def test_a_look_before_the_start_tells_the_same_and_keeps_nothing(
+    state: Path, tmp_path: Path
+) -> None:
+    old = old_spool(tmp_path / "old", waiting=3, sent=2)
+    assert would_leave(str(state), NOW) == ""
+    left_behind(str(state), old)
+    assert would_leave(str(state), old) == ""
+    words = would_leave(str(state), NOW)
+    assert words == left_behind(str(state), NOW)
+    assert "Set the url back until that queue is empty" in words
+    assert "new place" not in words, "that has a database of its own by then"
+    Path(old).unlink()
+    assert would_leave(str(state), NOW) == ""
+    assert (state / "spool").read_text() == old + "\n"
 
 
 def test_a_former_spool_with_history_only_is_forgotten(state: Path, tmp_path: Path) -> None:
