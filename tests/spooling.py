@@ -229,16 +229,20 @@ class SqliteBackend:
 
     def open(self) -> SqliteDoor:
         body = subprocess.Popen(["sleep", "600"])
-        door = open_spool(
-            self.settings,
-            lane=len(self._doors),
-            min_free_bytes=self._min_free_bytes,
-            max_message_bytes=0,
-            clock=self.clock,
-            ambiguous=self._ambiguous,
-            holder=name_of(body.pid),
-            crash_at=self._crash_at,
-        )
+        try:
+            door = open_spool(
+                self.settings,
+                lane=len(self._doors),
+                min_free_bytes=self._min_free_bytes,
+                max_message_bytes=0,
+                clock=self.clock,
+                ambiguous=self._ambiguous,
+                holder=name_of(body.pid),
+                crash_at=self._crash_at,
+            )
+        except BaseException:
+            _end(body)
+            raise
         self._doors.append((door, body))
         return door
 
@@ -246,8 +250,7 @@ class SqliteBackend:
         for one, body in self._doors:
             if one is door:
                 one.close()
-                body.kill()
-                body.wait()
+                _end(body)
 
     def states(self) -> Mapping[int, tuple[QueueId, State, str]]:
         with closing(Reader(self.path, self.clock)) as reader:
@@ -268,8 +271,12 @@ class SqliteBackend:
     def close(self) -> None:
         for door, body in self._doors:
             door.close()
-            body.kill()
-            body.wait()
+            _end(body)
+
+
+def _end(body: subprocess.Popen[bytes]) -> None:
+    body.kill()
+    body.wait()
 
 
 FUTURE: Final = (
