@@ -68,7 +68,8 @@ def _words(former: str, path: str) -> str:
     what = f"{waiting} messages wait" if waiting else "messages may wait"
     return (
         f"{what} in {former}, and [spool] url is {path} now: nobody sends them. Set the url back"
-        f" until that queue is empty; if they are not wanted, remove {former}. Then relayd reload"
+        " and restart the relay until that queue is empty; if they are not wanted, remove"
+        f" {former}, then relayd reload"
     )
 
 

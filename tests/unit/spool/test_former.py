@@ -78,7 +78,7 @@ def test_a_look_before_the_start_tells_the_same_and_keeps_nothing(
     assert would_leave(str(state), old) == ""
     words = would_leave(str(state), NOW)
     assert words == left_behind(str(state), NOW)
-    assert "Set the url back until that queue is empty" in words
+    assert "Set the url back and restart the relay until that queue is empty" in words
     assert "new place" not in words, "that has a database of its own by then"
     Path(old).unlink()
     assert would_leave(str(state), NOW) == ""
