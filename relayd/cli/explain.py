@@ -38,7 +38,10 @@ _ENHANCED: Final = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
 _TRANSCRIPT: Final = "look at the transcript in `session.closed` in the log"
 
 SMTP: Final[Mapping[str, tuple[str, str]]] = {
-    "421 4.3.0": ("something failed here before the session began", "look at the log at that time"),
+    "421 4.3.0": (
+        "no worker served at that time, or something failed before the session began",
+        "relayd status tells why now; of then the log has `relay.unavailable` or `session.bug`",
+    ),
     "421 4.3.2": (
         "too many connections, or relayd is stopping",
         "if relayd was not stopped or reloaded then: raise [limits] max_connections",
