@@ -18,6 +18,7 @@ Source: RFC 6749 §4.4, §5.2; RFC 9110 §10.2.3 (Retry-After); docs of msal and
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import json
 import os
@@ -206,42 +207,20 @@ class Wire:
         data: Mapping[str, str] | None,
     ) -> Reply:
         self.last = None
-        # A time-out bounds each wait, not their number: an answer that comes octet by octet
-        # would keep the credential's single flight in the air for ever.
-        alarm = threading.Timer(self._left_s(), self._lines.cut)
-        alarm.daemon = True
-        alarm.start()
-        try:
-            reply = self._exchange(method, url, params=params, headers=headers, data=data)
-        except Exception:
-            self._left_s()  # what is cut looks like anything
-            raise
-        finally:
-            alarm.cancel()
-        self._left_s()
-        self.last = reply
-        return reply
-
-    def _exchange(
-        self,
-        method: str,
-        url: str,
-        *,
-        params: Mapping[str, str] | None,
-        headers: Mapping[str, str] | None,
-        data: Mapping[str, str] | None,
-    ) -> Reply:
-        with self._session.request(
-            method,
-            url,
-            params=params,
-            headers=headers,
-            data=data,
-            timeout=self._left_s(),
-            stream=True,
-            # SECURITY: a redirected POST would carry the secret to wherever it points.
-            allow_redirects=False,
-        ) as response:
+        with (
+            self._in_time(),
+            self._session.request(
+                method,
+                url,
+                params=params,
+                headers=headers,
+                data=data,
+                timeout=self._left_s(),
+                stream=True,
+                # SECURITY: a redirected POST would carry the secret to wherever it points.
+                allow_redirects=False,
+            ) as response,
+        ):
             octets = b"".join(self._pieces(response))
             announced = response.headers.get("Content-Length", "")[:18]
             is_plain = "Content-Encoding" not in response.headers
@@ -253,9 +232,30 @@ class Wire:
                 and len(octets) < int(announced)
             ):
                 raise requests.ConnectionError("the answer was cut off")
-            return Reply(
+            reply = Reply(
                 response.status_code, dict(response.headers), octets.decode("utf-8", "replace")
             )
+        self.last = reply
+        return reply
+
+    @contextlib.contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """Cut the connections at the deadline; raises Timeout for whatever comes of that.
+
+        A time-out bounds each wait, not their number: an answer that comes octet by octet would
+        keep the credential's single flight in the air for ever.
+        """
+        alarm = threading.Timer(self._left_s(), self._lines.cut)
+        alarm.daemon = True
+        alarm.start()
+        try:
+            yield
+        except Exception:
+            self._left_s()  # what is cut looks like anything
+            raise
+        finally:
+            alarm.cancel()
+        self._left_s()
 
     def _pieces(self, response: requests.Response) -> Iterator[bytes]:
         size = 0
