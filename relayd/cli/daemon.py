@@ -8,7 +8,6 @@ broken, or not readable, must not blind them: they look in the default runtime_d
 from __future__ import annotations
 
 import argparse
-import grp
 import os
 import re
 import sys
@@ -27,7 +26,6 @@ from relayd.master.frames import Frame, Json
 ANSWER_WITHIN_S: Final = 10.0
 RELOAD_WITHIN_S: Final = 600.0
 STOP_WITHIN_S: Final = 900.0
-_ADMIN_GROUP: Final = "relayd-admin"  # as master.control
 AS_ADMIN: Final = "say it again with sudo, or as a member of group relayd-admin"
 _INSTANCE: Final = re.compile(r"/etc/relayd/([^/]+)/relayd\.toml")
 
@@ -125,11 +123,9 @@ def is_certain(config: str) -> bool:
     """
     if unit_of(config) != "relayd.service":
         return False
-    try:
-        group = grp.getgrnam(_ADMIN_GROUP).gr_gid
-    except KeyError:
-        return os.geteuid() == 0
-    return os.geteuid() == 0 or group in (os.getegid(), *os.getgroups())
+    from relayd.master.control import admin_gid  # noqa: PLC0415  only where nobody answers
+
+    return os.geteuid() == 0 or admin_gid() in (os.getegid(), *os.getgroups())
 
 
 def _files(config: str) -> list[str]:
