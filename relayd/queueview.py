@@ -80,11 +80,12 @@ class Now:
     down:       upstreams that are down, by name.
     clock:      why nothing is sent because of this host's clock; "" while it is right.
     spool:      why the spool cannot be written, so that nothing is sent; "" while it can.
-    resting:    mailboxes that Microsoft wants left alone -> for how long, seconds.
+    resting:    mailboxes that are left alone after a refusal -> for how long, seconds.
     quota:      what mailboxes send, as far as it is known.
     at:         the time; None where it does not matter.
     upstreams:  those that are configured; None where that is not known.
     is_running: False when the command line reads the spool of a relay that is stopped.
+    start:      the command that starts it then.
     """
 
     holds: tuple[Hold, ...] = ()
@@ -96,6 +97,7 @@ class Now:
     at: datetime | None = None
     upstreams: frozenset[str] | None = None
     is_running: bool = True
+    start: str = "systemctl start relayd"
 
     def is_gone(self, one: Listed) -> bool:
         """Tell whether the upstream of a delivery is not configured any more."""
@@ -343,7 +345,7 @@ def _turn(one: Listed, now: Now) -> _Turn:
     rest_s = now.resting.get(ref)
     if rest_s is not None:
         words = f"rests for {max(round(rest_s), 1)} s"
-        return _Turn(f"{mailbox} {words}", f"{mailbox} {words}, as Microsoft asked.")
+        return _Turn(f"{mailbox} {words}", f"{mailbox} {words} after a refusal.")
     use = now.quota.get(ref)
     is_urgent = one.priority == PRIORITIES["high"]  # which waits for no pacing
     if use is not None and 0 < use.per_minute <= use.sent and not is_urgent:
@@ -420,7 +422,7 @@ def _words(one: Listed, story: Story, now: Now) -> dict[str, Json]:
 
 def _ready(one: Listed, last: Tried | None, now: Now) -> Plain:
     if not now.is_running:
-        return Plain("It waits for relayd, which is not running.", "systemctl start relayd")
+        return Plain("It waits for relayd, which is not running.", now.start)
     if now.clock:
         return Plain(*clock_words(now.clock))
     if now.spool:
@@ -461,9 +463,9 @@ def _is_move(last: Tried | None) -> TypeGuard[Tried]:
 def outage_words(name: str, outage: Outage) -> tuple[str, str]:
     """Return what an upstream's being down means, and what to do; sentences."""
     meaning = meaning_of(outage.cause)
-    said = _sentence(_told(outage.text, outage.cause) or meaning or outage.cause)
+    said = sentence(_told(outage.text, outage.cause) or meaning or outage.cause)
     if meaning and outage.text and _bare(meaning) not in _bare(said):
-        said = f"{_sentence(meaning)} ({_bare(said)})"
+        said = f"{sentence(meaning)} ({_bare(said)})"
     again = f"Asked again in {max(round(outage.retry_in_s), 1)} s; then all goes."
     advice = _do(outage.cause, 0)
     return f"Upstream {name} is down{_label(outage.cause)}: {said}", f"{advice} {again}".strip()
@@ -511,7 +513,7 @@ def _deferred(one: Listed, last: Tried | None, now: Now) -> Plain:
     said = _last_words(one, last)
     why = f"Tried {times}: {said}" if said else f"Tried {times}."
     if not now.is_running:
-        return Plain(f"{why} relayd is not running.", "systemctl start relayd")
+        return Plain(f"{why} relayd is not running.", now.start)
     if now.clock:
         clock = clock_words(now.clock)
         return Plain(f"{why} {clock[0]}", clock[1])
@@ -598,7 +600,7 @@ def _held_by_cause(one: Listed, last: Tried | None, now: Now) -> Plain:
     holds = [h for h in now.holds if h.cause == one.held_by and tuple(h.mailbox) == _ref(one)]
     # A row that never was tried itself, or failed of something else before.
     mine = last if last and (last.code or f"HTTP {last.http_status}") == one.held_by else None
-    said = _sentence(holds[0].text) if holds else _last_words(one, mine)
+    said = sentence(holds[0].text) if holds else _last_words(one, mine)
     do = [_do(one.held_by, 0)]
     if holds:
         probe = stamp(min(hold.probe_at for hold in holds))
@@ -670,21 +672,21 @@ def _graph(code: str) -> tuple[str, int | None]:
 
 
 def _do(code: str, status: int) -> str:
-    return _sentence(advice(code, status))
+    return sentence(advice(code, status))
 
 
 def _last_words(one: Listed, last: Tried | None) -> str:
     """Return what became of the last try, a sentence; its code where nobody has words for it."""
     code = _code(one, last)
     text = _told(last.text, code) if last is not None else ""
-    return _sentence(text or meaning_of(code) or code)
+    return sentence(text or meaning_of(code) or code)
 
 
 def _code(one: Listed, last: Tried | None) -> str:
     return one.held_by or (last.code if last else "")
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
     """Return `text` with a capital and a full stop."""
     if not text:
         return ""

@@ -14,21 +14,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from relayd.cli import daemon, terminal
 from relayd.cli import main as command_line
-from relayd.cli.answers import mapping_of, rows_of
+from relayd.cli.answers import mapping_of
 from relayd.clock import SYSTEM
 from relayd.config.model import Spool
 from relayd.master.frames import Frame
-from relayd.queueview import look
+from relayd.queueview import STOPPED, look
 from relayd.spool.door import spool_path
 from relayd.spool.queries import Reader
 from relayd.spool.turnstile import Turnstile
 
 _WRONG_USAGE: Final = 2
-_START: Final = "systemctl start relayd"  # what queueview knows of starting
 
 
 def answers(config: str, request: Frame) -> Iterator[Frame]:
@@ -48,26 +48,18 @@ def answers(config: str, request: Frame) -> Iterator[Frame]:
     terminal.complain("relayd is not running; this is what its spool has")
     reader = _open(path)
     try:
-        for reply in look(reader, request):
+        now = replace(STOPPED, start=daemon.start_command(config))
+        for reply in look(reader, request, lambda: now):
             if reply.get("ok") is not True:
                 terminal.complain(str(reply.get("error")))
                 raise SystemExit(command_line.FAILED)
             result = reply.get("result")
-            yield _started_by(daemon.start_command(config), mapping_of(result))
+            yield mapping_of(result)
     except ValueError as error:  # an ID or a filter that is none
         terminal.complain(str(error))
         raise SystemExit(_WRONG_USAGE) from None
     finally:
         reader.close()
-
-
-def _started_by(command: str, result: Frame) -> Frame:
-    """Return a message with the command that starts the relay of this very configuration."""
-    deliveries = rows_of(result.get("deliveries"))
-    if not deliveries:
-        return result
-    named = [{**row, "do": command} if row.get("do") == _START else row for row in deliveries]
-    return {**result, "deliveries": named}
 
 
 def become_owner(path: str) -> None:

@@ -39,13 +39,13 @@ from relayd.doctor.network import (
     place_of,
     proxy_of,
 )
-from relayd.doctor.steps import Step, ok, problem, sentence, skipped, warning
+from relayd.doctor.steps import Step, ok, problem, skipped, warning
 from relayd.errors import TokenUnavailable
 from relayd.identity import aadsts
 from relayd.identity.credentials import Credential
 from relayd.identity.oauth import Entra, Issued, Reply, classify
 from relayd.net.http import Resolver, roots
-from relayd.queueview import meaning_of
+from relayd.queueview import meaning_of, sentence
 from relayd.values import frozen
 from relayd.wayout import stamp
 

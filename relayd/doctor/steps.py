@@ -56,11 +56,6 @@ def skipped(name: str, text: str, do: str = "", commands: Iterable[str] = ()) ->
     return Step(name=name, state=State.SKIPPED, text=text, do=do, commands=tuple(commands))
 
 
-def sentence(text: str) -> str:
-    """Return `text` with a capital and a full stop; "" stays ""."""
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}" if text else ""
-
-
 _SENT_HERE: Final = re.compile(r"(?:, step by step)?: relayd doctor(?=[.;]|$)")
 _PRINTED: Final = re.compile(r"relayd doctor prints the commands")
 _SAID: Final = re.compile(r"relayd doctor (say|tell|look)s\b")

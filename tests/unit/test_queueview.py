@@ -38,6 +38,7 @@ from relayd.queueview import (
     meaning_of,
     outage_words,
     parse_filter,
+    sentence,
     shown,
     stamp,
     told,
@@ -451,7 +452,7 @@ def test_urgent_mail_waits_for_no_pacing(desk: Desk) -> None:
 def test_mail_of_a_mailbox_that_rests_says_for_how_long(desk: Desk) -> None:
     now = Now(resting={ALERTS: 12.4}, quota={ALERTS: Use(30, 30, 4, 4)})
     assert desk.says(desk.put(), now).why == (
-        "It waits for its turn: alerts@contoso.com rests for 12 s, as Microsoft asked."
+        "It waits for its turn: alerts@contoso.com rests for 12 s after a refusal."
     )
     assert reasons(desk, now) == ["alerts@contoso.com rests for 12 s"]
 
@@ -806,3 +807,9 @@ def test_moments_are_shown_in_utc() -> None:
     east = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=1)
     assert stamp(east) == "2026-01-01T01:00:00Z"
     assert stamp(None) == ""
+
+
+def test_a_sentence_has_its_capital_and_its_stop() -> None:
+    assert [sentence("look there"), sentence("Look."), sentence("")] == ["Look there.", "Look.", ""]
+    assert sentence("set it (see above)") == "Set it (see above)."
+    assert sentence("Set it (see above.)") == "Set it (see above.)"

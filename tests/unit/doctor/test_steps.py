@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from relayd.deliver import catalogue
-from relayd.doctor.steps import State, ok, problem, sentence, skipped, warning
+from relayd.doctor.steps import State, ok, problem, skipped, warning
 from relayd.identity import aadsts
 
 
@@ -49,7 +49,3 @@ def test_no_advice_of_the_tables_sends_to_doctor_from_doctor() -> None:
     tables += [one.action for one in (*aadsts.AADSTS.values(), *aadsts.OWN.values())]
     assert any("relayd doctor" in advice for advice in tables)
     assert [text for one in tables if "relayd doctor" in (text := problem("x", "", one).do)] == []
-
-
-def test_a_sentence_has_its_capital_and_its_stop() -> None:
-    assert [sentence("look there"), sentence("Look."), sentence("")] == ["Look there.", "Look.", ""]
