@@ -319,6 +319,11 @@ def test_a_compressed_refusal_is_understood(encoding: str, body: bytes) -> None:
     assert (outcome.answer.code, outcome.answer.text) == ("ErrorInvalidRecipients", "no")
 
 
+def test_plain_words_that_begin_as_a_deflated_text_does_stay_plain() -> None:
+    answer = classify(400, {"content-encoding": "deflate"}, b"busy", 0.1).answer
+    assert answer.text == "busy"
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", ""])
 def test_what_cannot_be_undone_is_read_as_it_is(encoding: str) -> None:
     outcome = classify(403, {"content-encoding": encoding}, b"\x1f\x8b\x08 <html>", 0.1)

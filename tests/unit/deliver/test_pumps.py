@@ -181,6 +181,22 @@ def test_behind_urgent_mail_other_mail_is_paced_as_before(scene: Scene) -> None:
     assert all(row.at(State.SENT) for row in (*before, *after))
 
 
+def test_the_pump_for_other_mail_takes_over_from_the_one_for_urgent(scene: Scene) -> None:
+    scene.slots.capacity = 0
+    lane = scene.lane(ALERTS)
+    lane.has_work = lane.is_urgent = True
+    row = scene.door.put()
+    scene.pumps.start(lane)
+    scene.settle()
+    lane.is_urgent = False  # another worker had it
+    scene.slots.capacity = 3
+    scene.slots._freed.set()
+    scene.settle()
+
+    assert scene.slots.asked[:2] == [(ALERTS, 0), (ALERTS, 1)]
+    assert row.at(State.SENT)
+
+
 def test_a_slot_for_urgent_mail_that_is_gone_already_is_given_back(scene: Scene) -> None:
     lane = scene.lane(ALERTS)
     lane.has_work = True  # of other mail

@@ -196,6 +196,8 @@ def test_without_descriptors_it_goes_on_answering_later(
 
 def test_for_a_worker_that_will_be_back_in_seconds_devices_wait(master: Master) -> None:
     master.start()
+    master.arbiter._served_at -= 60  # one served all the time since
+    master.arbiter._turn()
     post = lose_worker(master, unserved_s=5.0)
     master.arbiter._turn()
     post.due_at = 0.0
@@ -242,6 +244,41 @@ def test_a_worker_that_cannot_be_forked_is_as_one_that_died(
         master.until(lambda: "child.unborn" in master.log())
         assert "cannot fork: Resource temporarily unavailable" in master.house.household.trouble
         assert heard(master) == NOT_AVAILABLE
+
+
+def test_only_workers_that_went_wrong_are_the_reason(master: Master) -> None:
+    master.start()
+    household = master.house.household
+    (cached,) = master.house.cached.children()
+    household.trouble = "of a worker"
+    os.kill(cached.pid, signal.SIGKILL)
+    master.until(lambda: master.house.cached.is_ready and cached not in household.children())
+    assert household.trouble == "of a worker"
+    (worker,) = master.house.current.children()
+    household._abort(worker, time.monotonic(), 30.0)
+    assert household.trouble == "worker 1 hangs"
+    household.trouble = ""
+    master.until(lambda: household.trouble == "worker 1: SIGABRT")
+
+
+def test_workers_that_a_reload_ends_are_no_reason(master: Master) -> None:
+    master.start()
+    (worker,) = master.house.current.children()
+    master.arbiter.ask_reload(A_CLIENT)
+    reloaded(master)
+    master.until(lambda: worker not in master.house.household.children())
+    assert master.house.household.trouble == ""
+
+
+def test_without_a_place_for_a_worker_that_is_the_reason(master: Master) -> None:
+    master.start()
+    household = master.house.household
+    post = lose_worker(master, unserved_s=0.0)
+    household._free_rows.clear()
+    post.due_at = 0.0
+    master.until(lambda: "have taken every place" in household.trouble)
+    master.arbiter._served_at -= 60
+    assert 'reason="those on their way out have taken every place"' in reason(master)
 
 
 def test_without_a_listener_it_is_said_once_that_nobody_serves(master: Master) -> None:

@@ -98,6 +98,7 @@ def test_the_next_code_finds_everything() -> None:
     assert (leaving.life, leaving.deadline) == (Life.DRAINING, 99.0)
     (child,) = crew.children()
     assert (child.pid, child.number, child.life, child.born_at) == (102, 2, Life.READY, 5.0)
+    assert (child.has_served, leaving.has_served) == (True, True)
     assert math.isinf(child.deadline)
     # Or the totals would go back until it tells them again.
     assert child.figures == {"counters": {"relayd_sessions_total": {"a": 2}}}
@@ -113,6 +114,17 @@ def test_the_next_code_finds_everything() -> None:
     for each in (child, leaving):
         each.channel.close()
     resumed.control.close()
+
+
+def test_a_child_that_starts_has_not_served() -> None:
+    state = a_state()
+    row = upgrade._encode_crew(state.crews[2])
+    children = row["children"]
+    assert isinstance(children, list)
+    child = upgrade._decode_child(children[0] | {"life": "starting", "channel": -1}, state.crews[2])
+    assert not child.has_served
+    child.channel.close()
+    close(state)
 
 
 def test_a_configuration_of_another_version_still_leads_the_old_children() -> None:
