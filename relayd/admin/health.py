@@ -78,7 +78,7 @@ def _master(status: Frame) -> Check:
 def _workers(status: Frame) -> Check:
     workers = [row for row in _rows(status.get("processes")) if row.get("kind") == "worker"]
     serving = sum(1 for row in workers if row.get("state") == "ready")
-    why = f": {status['unavailable']}" if status.get("unavailable") and not serving else ""
+    why = f": {status['unavailable']}" if status.get("unavailable") else ""
     return Check(ok=serving > 0, text=f"{serving} of {status.get('workers')} serve{why}")
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from relayd.config.model import Secret
 from relayd.errors import TokenUnavailable
+from relayd.identity import oauth
 from relayd.identity.credentials import Credential
 from relayd.identity.oauth import Entra
 from tests.fake_entra import (
@@ -286,6 +287,15 @@ def test_an_answer_without_end_is_given_up_in_time_wherever_it_trickles(
     why = refused(client, credential(entra, token_timeout_s=0.5))
     assert why.cause == "entra-unreachable"
     assert "within 0.5 s" in why.text
+
+
+def test_connections_that_are_closed_are_not_remembered() -> None:
+    lines = oauth._Lines()
+    for _ in range(5):
+        with socket.socket() as sock:
+            lines.add(sock)
+            lines.cut()
+    assert len(lines._sockets) == 1
 
 
 @pytest.mark.parametrize("is_proxy", [True, False])

@@ -203,6 +203,7 @@ def test_mail_of_an_upstream_that_is_gone_is_taken_to_another(
     assert relay.cli(*moving, "--dry-run").stdout == "would move: 1 message\n"
     assert relay.cli(*moving, "--yes").stdout == "moved: 1 message\n"
     relay.wait_empty()
+    assert len(relay.lines("upstream.unknown")) == 1, "one worker tells of it, once"
     (mail,) = sandbox.client.wait_for(1)
     assert mail.mailbox == other
     assert (

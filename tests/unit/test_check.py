@@ -156,6 +156,16 @@ def test_more_connections_than_files_may_be_open_are_warned_of(folder: Path) -> 
     assert host_warnings(path, Odd(open_files=2056)) == []
 
 
+def test_mail_in_a_former_spool_is_told_before_the_start_and_by_the_relay_itself(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relayd.spool.former.would_leave", lambda _state, path: f"left by {path}")
+    path = put(folder)
+    told = f"[spool] url: left by {folder}/spool/spool.db"
+    assert any(told in each for each in check(path).warnings)
+    assert not any(told in each for each in check(path, is_relay=True).warnings)
+
+
 def test_the_files_a_shell_may_open_say_nothing_of_the_unit(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -431,6 +431,7 @@ PACED = (
         (Use(30, 30, 1, 4), PACED, "30 of 30 in the last minute (messages_per_minute)"),
         (Use(30, 30, 4, 4), PACED, "30 of 30 in the last minute (messages_per_minute)"),
         (Use(30, 0, 4, 4), f"{ALONE}.", "4 of 4 at once (concurrency)"),
+        (Use(0, 0, 0, 0), f"{ALONE} and in a minute (`messages_per_minute`).", ""),
     ],
 )
 def test_mail_that_waits_its_turn_names_the_setting_that_makes_it_wait(

@@ -187,6 +187,12 @@ def test_an_upstream_all_of_whose_mailboxes_are_refused_is_blocked(
     assert blocked(Config(upstream=(upstream("contoso"), many)), holds) == found
 
 
+def test_of_many_blocked_upstreams_a_hundred_are_named() -> None:
+    names = [f"u{number}" for number in range(120)]
+    holds = [refusal(BOX, name=name) for name in names]
+    assert len(blocked(Config(upstream=tuple(map(upstream, names))), holds)) == 100
+
+
 def test_an_upstream_whose_mailboxes_nobody_knows_is_not_said_to_be_blocked() -> None:
     unknown = replace(upstream("contoso"), mailbox="sender", allowed_senders=("*@contoso.com",))
     assert blocked(Config(upstream=(unknown,)), [refusal(BOX)]) == {}

@@ -124,6 +124,8 @@ def test_numbers_side_by_side_are_explained_one_by_one(capsys: pytest.CaptureFix
 def test_a_reply_of_two_words_is_one_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert relayd("explain", "550", "5.7.1", "Recipient", "not", "allowed") == 0
     assert re.findall(r"(?m)^\d{3} \S+", capsys.readouterr().out) == ["550 5.7.1:"]
+    assert relayd("explain", "550", "5.7.1") == 0
+    assert re.findall(r"(?m)^\d{3} \S+", capsys.readouterr().out) == ["550 5.7.1:"]
 
 
 def test_several_meanings_are_apart(capsys: pytest.CaptureFixture[str]) -> None:

@@ -239,12 +239,19 @@ def test_who_may_not_read_the_configuration_knows_no_more_than_the_default_place
     assert (f"UNKNOWN - {config} cannot be read (no), nobody answers at" in out) is not certain
 
 
+@pytest.mark.parametrize("unread", ["", "relayd.toml cannot be read (no)"])
 def test_a_user_who_may_not_ask_is_told_so_and_nobody_is_woken(
-    control: ControlSocket, capsys: pytest.CaptureFixture[str]
+    control: ControlSocket,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    unread: str,
 ) -> None:
+    monkeypatch.setattr("relayd.cli.daemon.unread", lambda _path: unread)
     control.answers["status"] = []  # the master closes on strangers without a word
     assert control.relayd("status", "--nagios") == 3
-    assert "relayd-admin" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "may not ask relayd" in out
+    assert "relayd-admin" in out
 
 
 def test_an_answer_that_is_none_is_unknown(

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import gevent
 import pytest
 import urllib3
 from hypothesis import given
@@ -537,6 +538,36 @@ def test_a_408_that_crossed_the_request_is_no_answer_to_it(
 
     assert got == statuses
     assert hot.opened == (2 if statuses[1] == 202 else 1)
+
+
+def test_a_408_on_a_fresh_connection_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hotpath._Link, "is_unread", lambda _: True)
+
+    def script(talk: Conversation) -> None:
+        talk.request()
+        talk.say(TIMED_OUT)
+
+    with RawServer(script) as server:
+        hot = hot_for(server)
+        assert response(post(hot)).status == 408
+        hot.close()
+    assert hot.opened == 1
+
+
+def test_the_limit_for_opening_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[gevent.Timeout] = []
+    real = gevent.Timeout.start_new
+
+    def kept(seconds: float, error: BaseException) -> gevent.Timeout:
+        limits.append(real(seconds, error))
+        return limits[-1]
+
+    monkeypatch.setattr(gevent.Timeout, "start_new", kept)
+    with RawServer(accepting) as server:
+        hot = hot_for(server)
+        assert response(post(hot)).status == 202
+        hot.close()
+    assert [limit.pending for limit in limits] == [False]
 
 
 def test_what_has_arrived_or_is_closed_is_not_called_unread() -> None:

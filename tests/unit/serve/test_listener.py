@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import socket as plain
@@ -200,6 +201,25 @@ def test_once_another_has_one_more_or_one_less_it_is_asked_again(
             with shop.call() as client:
                 assert client.recv(100) == replies.banner("relay.test").octets
             assert len(left) == times
+
+
+def test_the_longer_nobody_comes_the_longer_nobody_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(room, "_UNASKED_S", (0.01, 0.03))
+    with open_shop() as shop:
+        server = shop.listener._server
+        shop.board.has_far_more = True
+        pauses = []
+        for _ in range(4):
+            with shop.call() as client:
+                assert client.recv(100) == replies.banner("relay.test").octets
+            pauses.append(server._unasked_s)
+            server._asks_at = -math.inf
+        assert pauses == [0.02, 0.03, 0.03, 0.03]
+        shop.board.has_far_more = False
+        assert [*server.do_read()] == []  # nobody is there: as if another had come
+        assert server._unasked_s == 0.01
 
 
 def test_a_busy_worker_leaves_it_as_long_as_one_at_rest() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from relayd.clock import from_micros
+from relayd.clock import from_micros, micros
 from relayd.spool import upkeep
 from relayd.spool.upkeep import (
     Clamp,
@@ -146,6 +146,16 @@ def test_history_waits_for_content_that_is_kept_longer(tmp_path: Path) -> None:
         bench.do(ForgetHistory(0))
         assert bench.rows("SELECT count(*) FROM message") == [(left,)]
     bench.core.close()
+
+
+def test_what_was_deleted_keeps_no_content_of_others_that_are_over(bench: Bench) -> None:
+    bench.put(way(ALERTS), way(SCANS))
+    bench.rows("UPDATE delivery SET state = 5, settled_at = due WHERE mailbox = ?", ALERTS.mailbox)
+    bench.clock.advance(31 * 86_400)
+    deleted = "UPDATE delivery SET state = 6, settled_at = ? WHERE mailbox = ?"
+    bench.rows(deleted, micros(bench.clock.utcnow()), SCANS.mailbox)
+    bench.do(ForgetContent(0))
+    assert bench.rows("SELECT count(*) FROM content") == [(0,)]
 
 
 def test_files_without_content_rows_are_orphans(bench: Bench) -> None:
